@@ -1,0 +1,3 @@
+"""raycap trains image captioners with reinforcement learning on Ray."""
+
+__version__ = "0.1.0"

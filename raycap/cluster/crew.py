@@ -1,0 +1,77 @@
+"""The crew of rollout actors: started, watched, replaced when they die, sent home at the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from raycap.errors import WorkFailed
+
+
+class RolloutCrew:
+    """Keeps `size` rollout actors at work.
+
+    Args:
+        start: makes one actor from its name.
+        exchange: handle of the Exchange; it is told of every loss.
+        hopeless_after: deaths in a row without one delivered lease between them that end the run.
+    """
+
+    def __init__(self, start: Callable[[str], Any], exchange: Any, size: int, hopeless_after: int = 5) -> None:
+        self.start, self.exchange, self.size, self.hopeless_after = start, exchange, size, hopeless_after
+        self.losses: list[str] = []
+        self._started = 0
+        self._at_work: dict[Any, tuple[str, Any]] = {}  # result reference → (name, actor)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="rollout-crew", daemon=True)
+
+    def __enter__(self) -> RolloutCrew:
+        for _ in range(self.size):
+            self._hire()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        import ray
+
+        self._stop.set()
+        self._thread.join(timeout=30)
+        for _, actor in self._at_work.values():
+            ray.kill(actor)
+
+    def _hire(self) -> None:
+        name = f"rollout-{self._started}"
+        self._started += 1
+        actor = self.start(name)
+        self._at_work[actor.run.remote(self.exchange)] = (name, actor)
+
+    def _watch(self) -> None:
+        import ray
+
+        while not self._stop.is_set() and self._at_work:
+            done, _ = ray.wait(list(self._at_work), num_returns=1, timeout=0.5)
+            for ref in done:
+                name, _actor = self._at_work.pop(ref)
+                try:
+                    ray.get(ref)  # the Exchange has closed: this one went home
+                except ray.exceptions.RayError as error:
+                    self._replace(name, error)
+
+    def _replace(self, name: str, error: Exception) -> None:
+        import ray
+
+        if self._stop.is_set():
+            return
+        self.losses.append(f"{name}: {type(error).__name__}")
+        print(f"{name} was lost ({str(error).splitlines()[0][:160]}); another takes its place", flush=True)
+        try:
+            ray.get(self.exchange.worker_lost.remote(name))
+            if len(self.losses) >= self.hopeless_after * self.size:
+                fatal = WorkFailed(f"rollout workers died {len(self.losses)} times, the last one of: {error}",
+                                   key="cluster.rollout_workers", value=self.size)  # fmt: skip
+                ray.get(self.exchange.fail.remote(fatal))
+                return
+        except ray.exceptions.RayError:
+            return  # without the Exchange the run is over; its learner says so
+        self._hire()

@@ -1,0 +1,240 @@
+"""The Exchange: which slice of which step is where, and which weights are the newest. One actor, soft state only.
+
+    pending ──lease()──▶ leased ──deliver()──▶ ready ──take()──▶ consumed
+       ▲                   │  │
+       └──worker lost, ────┘  └──killed its worker n times──▶ quarantined
+          lease expired
+
+A step's leases become pending once version `step − max_policy_lag` is out. The learner calls `reset` at every start
+and restart, so the Exchange needs no persistence; whatever carries another incarnation is dropped and counted.
+Every lease (and with it every prompt) of an open step is in exactly one state; `_check` holds that at every change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raycap.errors import RaycapError, WorkFailed
+from raycap.train.prompts import PromptSchedule
+from raycap.types import Lease, Rollouts, WeightsId
+
+PENDING, LEASED, READY, CONSUMED, QUARANTINED = "pending", "leased", "ready", "consumed", "quarantined"
+
+
+@dataclass
+class _Slot:
+    """One lease's state. `holder` and `since` (seconds, monotonic) while leased, `rollouts` while ready."""
+
+    lease: Lease
+    state: str = PENDING
+    holder: str = ""
+    since: float = 0.0
+    rollouts: Rollouts | None = None
+
+
+class Exchange:
+    """See the module's docstring. Plain and single-threaded: its methods are coroutines of one event loop.
+
+    Args:
+        schedule: the run's prompts by step.
+        total_steps: no lease is given out beyond them.
+        max_policy_lag: versions that rollouts may be behind.
+        lease_timeout_s: a lease held longer goes back to pending.
+        quarantine_after: a lease that lost this many workers is set aside, named and counted.
+    """
+
+    def __init__(
+        self,
+        schedule: PromptSchedule,
+        *,
+        total_steps: int,
+        max_policy_lag: int,
+        lease_timeout_s: float,
+        quarantine_after: int,
+    ) -> None:
+        self.schedule, self.total_steps, self.lag = schedule, total_steps, max_policy_lag
+        self.lease_timeout_s, self.quarantine_after = lease_timeout_s, quarantine_after
+        self.counts: Counter[str] = Counter()
+        self.quarantined: list[dict[str, Any]] = []
+        self._slots: dict[tuple[int, int], _Slot] = {}
+        self._opened = self._taken = 0  # steps below `_opened` have slots or are done; steps below `_taken` are consumed
+        self._weights_id: WeightsId | None = None
+        self._weights: Any = None
+        self._failure: RaycapError | None = None
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    async def reset(self, incarnation: int, step: int) -> None:
+        """The learner (re)starts at `step`: forget everything else. Nothing is leased until it has published."""
+        async with self._changed:
+            self.counts["dropped_at_reset"] += sum(s.state in (LEASED, READY) for s in self._slots.values())
+            self._slots.clear()
+            self._opened = self._taken = step
+            self._weights_id, self._weights = WeightsId(incarnation, -1), None
+            self._failure, self._closed = None, False
+            self._changed.notify_all()
+
+    async def publish(self, weights_id: WeightsId, weights: list[Any]) -> None:
+        """New weights are out: `weights` holds the object reference (in a list, so that Ray does not resolve it)."""
+        async with self._changed:
+            if self._weights_id is None or weights_id.incarnation != self._weights_id.incarnation:
+                self.counts["dropped_weights"] += 1
+                return
+            self._weights_id, self._weights = weights_id, weights
+            last = min(self.total_steps, weights_id.policy_version + self.lag + 1)
+            while self._opened < last:
+                for lease in self.schedule.leases(self._opened):
+                    self._slots[lease.step, lease.number] = _Slot(lease)
+                self._opened += 1
+            self._check()
+            self._changed.notify_all()
+
+    async def lease(self, worker: str, known: WeightsId | None, wait_s: float = 1.0) -> dict[str, Any]:
+        """The next slice to generate, for one worker.
+
+        Returns:
+            {"lease", "weights_id", "weights"}: `weights` is None when the worker already has them; "lease" is None
+            when nothing was pending for `wait_s`; {"closed": True} when the run is over.
+        """
+        deadline = time.monotonic() + wait_s
+        async with self._changed:
+            while True:
+                self._expire()
+                if self._closed or self._failure:
+                    return {"closed": True}
+                slot = next((s for s in self._slots.values() if s.state == PENDING), None)
+                if slot is not None and self._weights is not None:
+                    slot.state, slot.holder, slot.since = LEASED, worker, time.monotonic()
+                    self._check()
+                    fresh = None if known == self._weights_id else self._weights
+                    return {"lease": slot.lease, "weights_id": self._weights_id, "weights": fresh}
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return {"lease": None}
+                await self._wait(left)
+
+    async def deliver(self, worker: str, rollouts: Rollouts) -> bool:
+        """A scored slice comes back; False when it is late, of another incarnation or too old, and was dropped."""
+        async with self._changed:
+            slot = self._slots.get((rollouts.lease.step, rollouts.lease.number))
+            now = self._weights_id
+            if now is None or rollouts.weights_id.incarnation != now.incarnation:
+                self.counts["dropped_incarnation"] += 1
+                return False
+            if slot is None or slot.state != LEASED or slot.holder != worker or slot.lease != rollouts.lease:
+                self.counts["dropped_late"] += 1
+                return False
+            if rollouts.lease.step - rollouts.weights_id.policy_version > self.lag:
+                self.counts["dropped_stale"] += 1
+                slot.state, slot.holder = PENDING, ""
+            else:
+                slot.state, slot.rollouts = READY, rollouts
+            self._check()
+            self._changed.notify_all()
+            return slot.state == READY
+
+    async def take(self, step: int, rank: int, size: int, timeout_s: float) -> list[Rollouts]:
+        """This rank's slices of a step, in prompt order, once all of them are ready.
+
+        Raises:
+            RaycapError: what a worker reported by `fail`; WorkFailed when nothing moved for `timeout_s`.
+        """
+        async with self._changed:
+            deadline = time.monotonic() + timeout_s
+            moved = self._progress()
+            while True:
+                self._expire()
+                if self._failure:
+                    raise self._failure
+                slots = [s for s in self._slots.values() if s.lease.step == step and s.lease.number % size == rank]
+                if slots and all(s.state in (READY, QUARANTINED, CONSUMED) for s in slots):
+                    break
+                if self._progress() != moved:
+                    moved, deadline = self._progress(), time.monotonic() + timeout_s
+                if time.monotonic() > deadline:
+                    raise WorkFailed(f"step {step} waits: {self._states()}", key="cluster.lease_timeout_s",
+                                     value=timeout_s, remedy="look at the rollout workers' logs")  # fmt: skip
+                await self._wait(1.0)
+            taken = [s.rollouts for s in slots if s.rollouts is not None]
+            for slot in slots:
+                if slot.state == READY:
+                    slot.state, slot.rollouts = CONSUMED, None
+            self._forget(step)
+            return taken
+
+    async def worker_lost(self, worker: str) -> None:
+        """A worker died: what it held is pending again, as another attempt, or quarantined."""
+        async with self._changed:
+            self.counts["workers_lost"] += 1
+            for slot in self._slots.values():
+                if slot.state == LEASED and slot.holder == worker:
+                    self._give_up(slot, f"worker {worker} died")
+            self._check()
+            self._changed.notify_all()
+
+    async def fail(self, error: RaycapError) -> None:
+        """A worker met an error that no retry mends: the learner's next `take` raises it."""
+        async with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """The run is over: workers asking for leases are sent home."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def status(self) -> dict[str, Any]:
+        """Counts for log and terminal."""
+        return {"states": self._states(), "counts": dict(self.counts), "quarantined": list(self.quarantined)}
+
+    def _states(self) -> dict[str, int]:
+        return dict(Counter(slot.state for slot in self._slots.values()))
+
+    def _progress(self) -> tuple[Any, ...]:
+        return tuple((s.state, s.lease.attempt) for s in self._slots.values())
+
+    def _give_up(self, slot: _Slot, reason: str) -> None:
+        slot.lease, slot.holder = replace(slot.lease, attempt=slot.lease.attempt + 1), ""
+        self.counts["leases_redone"] += 1
+        slot.state = PENDING
+        if slot.lease.attempt >= self.quarantine_after:
+            slot.state = QUARANTINED
+            self.counts["quarantined"] += 1
+            self.quarantined.append({"step": slot.lease.step, "images": slot.lease.image_ids, "reason": reason})
+
+    def _expire(self) -> None:
+        for slot in self._slots.values():
+            if slot.state == LEASED and time.monotonic() - slot.since > self.lease_timeout_s:
+                self.counts["leases_expired"] += 1
+                self._give_up(slot, f"worker {slot.holder} held it longer than {self.lease_timeout_s} s")
+
+    def _forget(self, step: int) -> None:
+        mine = [s for s in self._slots.values() if s.lease.step == step]
+        if all(s.state in (CONSUMED, QUARANTINED) for s in mine):
+            for slot in mine:
+                del self._slots[slot.lease.step, slot.lease.number]
+            self._taken = step + 1
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._changed.wait(), min(seconds, 1.0))
+        except TimeoutError:
+            return  # looked again because leases may have expired
+
+    def _check(self) -> None:
+        """Every prompt of every open step is in exactly one state."""
+        for step in range(self._taken, self._opened):
+            expected = len(self.schedule.leases(step))
+            found = sum(slot.lease.step == step for slot in self._slots.values())
+            if found != expected:
+                raise WorkFailed(f"step {step} has {found} leases of {expected}", key="exchange",
+                                 remedy="this is a fault of raycap's; please report it")  # fmt: skip
+        for slot in self._slots.values():
+            if (slot.state == READY) != (slot.rollouts is not None) or (slot.state == LEASED) != bool(slot.holder):
+                raise WorkFailed(f"lease {slot.lease.step}/{slot.lease.number} is {slot.state}, but holder is "
+                                 f"{slot.holder!r}", key="exchange", remedy="this is a fault of raycap's")  # fmt: skip

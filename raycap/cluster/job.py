@@ -1,0 +1,37 @@
+"""The command line of every job: `recipe=NAME key=value ...`, exit codes, errors as one line."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from raycap.cluster.run import run_recipe
+from raycap.errors import RaycapError
+from raycap.recipe import load_recipe
+
+
+def main(arguments: Sequence[str] | None = None, *, default: str = "", presets: Sequence[str] = ()) -> None:
+    """Run a recipe's stages and leave with 0 (done), 2 (refused: input or configuration) or 1 (the work failed).
+
+    Args:
+        arguments: `recipe=NAME_OR_FILE`, overrides `key=value`, and `--debug` for a traceback; the process's own
+            when None.
+        default: the recipe when none is named.
+        presets: overrides that the job sets; the user's win over them.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [item for item in given if item != "--debug"]
+    names = [item.removeprefix("recipe=") for item in given if item.startswith("recipe=")]
+    overrides = [item for item in given if not item.startswith("recipe=")]
+    try:
+        run_recipe(load_recipe((names or [default])[-1], [*presets, *overrides]))
+    except RaycapError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"raycap: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("raycap: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(1)

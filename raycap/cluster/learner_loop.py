@@ -1,0 +1,110 @@
+"""The learner's half of SCST on Ray: take a step's rollouts from the Exchange, learn, publish.
+
+The body is that of `raycap.train.scst`; what differs is where rollouts come from and where weights go.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from raycap.cluster.train_job import rank_journal, training_group
+from raycap.data.features import FeatureStore
+from raycap.errors import RaycapError
+from raycap.models.checkpoint import load_captioner
+from raycap.recipe import Recipe
+from raycap.train.learner import Learner
+from raycap.train.optimizing import Group
+from raycap.train.resuming import load_training_state
+from raycap.train.scst import finish_step, look, summary
+from raycap.train.validation import BestKeeper, Validator
+
+
+def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Runs in every rank of a Ray Train job.
+
+    Args:
+        config: exchange (handle), recipe, seed, device; start, features, folder (paths as strings); select_references;
+            reward_weights; about.
+    """
+    import ray
+
+    recipe: Recipe = config["recipe"]
+    exchange = config["exchange"]
+    group = training_group()
+    journal = rank_journal(config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"])
+    features = FeatureStore.open(Path(config["features"]))
+    captioner = load_captioner(Path(config["start"])).to(config["device"])
+    validator = Validator(config["select_references"], features, max_length=recipe.captioner.max_length)
+    learner = Learner(captioner, features, recipe.scst, config["reward_weights"], group)
+    keeper = BestKeeper(recipe.scst.collapse_share)
+    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, keeper)
+    started = time.perf_counter()
+    if group.rank == 0:
+        learner.incarnation = next_incarnation(Path(config["folder"]))
+        ray.get(exchange.reset.remote(learner.incarnation, learner.step))
+        _publish(exchange, learner)
+        if learner.step == 0:
+            look(learner, validator, keeper, journal)
+    error: RaycapError | None = None
+    while learner.step < recipe.scst.steps:
+        asked = time.perf_counter()
+        rollouts, error = _take(exchange, learner.step, group, recipe.cluster.lease_timeout_s, error)
+        waited = time.perf_counter() - asked
+        values = learner.update(rollouts)
+        learned = time.perf_counter() - asked - waited
+        if group.rank == 0:
+            _publish(exchange, learner)
+            values |= {"seconds/wait": waited, "seconds/learn": learned, **_lag(rollouts, learner.step - 1)}
+            try:
+                finish_step(learner, values, validator, keeper, journal, seconds + time.perf_counter() - started)
+            except RaycapError as raised:  # told to all ranks at the next take
+                error = raised
+    if error is not None:
+        raise error
+    seconds += time.perf_counter() - started
+    return summary(learner, keeper, seconds)
+
+
+def next_incarnation(folder: Path) -> int:
+    """Count the learner's starts in its stage's folder; the number of this one."""
+    file = folder / "incarnation"
+    number = int(file.read_text()) + 1 if file.exists() else 0
+    file.write_text(str(number))
+    return number
+
+
+def _publish(exchange: Any, learner: Learner) -> None:
+    """Put the weights once; the Exchange passes the reference on.
+
+    The reference's owner is this process: when it dies the object dies, and the restarted learner publishes anew.
+    """
+    import ray
+
+    published = learner.publish()
+    ray.get(exchange.publish.remote(published.weights_id, [ray.put(published)]))
+
+
+def _take(
+    exchange: Any, step: int, group: Group, timeout_s: float, error: RaycapError | None
+) -> tuple[list[Any], RaycapError | None]:
+    """This rank's rollouts of a step. An error of any rank ends all ranks here, together."""
+    import ray
+
+    rollouts: list[Any] = []
+    if error is None:
+        try:
+            rollouts = ray.get(exchange.take.remote(step, group.rank, group.size, timeout_s))
+        except ray.exceptions.RayTaskError as raised:
+            if not isinstance(raised.cause, RaycapError):
+                raise
+            error = raised.cause
+    if group.sum_values([float(error is not None)])[0]:
+        raise error or RaycapError("another rank of the learner failed; its message is in its log")
+    return rollouts, None
+
+
+def _lag(rollouts: list[Any], step: int) -> dict[str, float]:
+    lags = [step - r.weights_id.policy_version for r in rollouts]
+    return {"policy_lag": sum(lags) / max(1, len(lags))}

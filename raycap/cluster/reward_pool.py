@@ -1,0 +1,69 @@
+"""Reward components in pools of actors: each component its own pool with its own resources, all asked at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from raycap.errors import RaycapError, WorkFailed
+from raycap.rewards.context import ContextSpec
+from raycap.rewards.contract import build_component, score_generation
+from raycap.types import ComponentScores, Generation, Lease
+
+
+class RewardWorker:
+    """One component in a process of its own."""
+
+    def __init__(self, name: str, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.name = name
+        self.component = build_component(name, spec.open(), options, source)
+
+    def score(self, image_ids: Sequence[str], generation: Generation) -> ComponentScores:
+        return score_generation(self.name, self.component, image_ids, generation)
+
+
+class RewardPools:
+    """Handles of all reward actors, by component.
+
+    A lease's number chooses the actor; which one answers makes no difference to the numbers. An actor that dies is
+    restarted by Ray, and its call is made again: scoring has no side effect.
+    """
+
+    def __init__(self, actors: Mapping[str, Sequence[Any]], retries: int = 5) -> None:
+        self.actors, self.retries = {name: list(pool) for name, pool in actors.items()}, retries
+
+    def score(self, lease: Lease, generation: Generation) -> dict[str, ComponentScores]:
+        """Scores of a lease by every component.
+
+        Raises:
+            RewardError: a component broke the contract.
+            WorkFailed: a component's actors kept dying.
+        """
+        pending = {name: self._ask(name, lease, generation, 0) for name in self.actors}
+        return {name: self._answer(name, ref, lease, generation) for name, ref in pending.items()}
+
+    def _ask(self, name: str, lease: Lease, generation: Generation, attempt: int) -> Any:
+        pool = self.actors[name]
+        return pool[(lease.number + attempt) % len(pool)].score.remote(lease.image_ids, generation)
+
+    def _answer(self, name: str, ref: Any, lease: Lease, generation: Generation) -> ComponentScores:
+        import ray
+
+        for attempt in range(1, self.retries + 1):
+            try:
+                return ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, RaycapError):
+                    raise error.cause from None
+                raise
+            except (ray.exceptions.ActorUnavailableError, ray.exceptions.ActorDiedError) as error:
+                if attempt == self.retries:
+                    raise WorkFailed(f"its actors died {attempt} times: {error}", key=f"rewards.{name}",
+                                     remedy="look at the actor's log; give it more memory") from error  # fmt: skip
+                time.sleep(min(10.0, 0.5 * 2**attempt))
+                ref = self._ask(name, lease, generation, attempt)
+        raise AssertionError("unreachable")

@@ -1,0 +1,98 @@
+"""Run a recipe: its stages in order, what is finished and unchanged reused, what is stale refused or made again."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from raycap.cluster.data_stages import clip_stage, data_root, features_stage, prepare_stage
+from raycap.cluster.evaluate_stage import evaluate_stage
+from raycap.cluster.stages import Run, Stage, trained_clips
+from raycap.cluster.tasks import connected
+from raycap.cluster.training_stages import mle_continued_stage, mle_stage, scst_stage
+from raycap.recipe import Recipe
+from raycap.train.progress import clock
+
+
+def _dump(recipe: Recipe, *names: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    values = {name: recipe.model_dump(mode="json")[name] for name in names}
+    for key in without:
+        section, _, name = key.partition(".")
+        values[section].pop(name, None)
+    return values
+
+
+_LABELS = ("num_labeled", "labeled_fraction")
+_RESOURCES = ("workers", "num_cpus", "num_gpus")  # of a reward pool: where it runs, not what it says
+
+
+def _prepare_values(recipe: Recipe) -> dict[str, Any]:
+    return _dump(recipe, "data", without=tuple(f"data.{name}" for name in _LABELS))
+
+
+def _features_values(recipe: Recipe) -> dict[str, Any]:
+    clip = recipe.clip.reward
+    return {**_dump(recipe, "features"), "clip.reward": clip.model_dump(mode="json") if clip else None}
+
+
+def _mle_values(recipe: Recipe) -> dict[str, Any]:
+    labels = {name: getattr(recipe.data, name) for name in _LABELS}
+    return {**_dump(recipe, "captioner", "mle"), "data": labels}
+
+
+def _scst_values(recipe: Recipe) -> dict[str, Any]:
+    values = _dump(recipe, "scst", "rewards")
+    for reward in values["rewards"].values():
+        for name in _RESOURCES:
+            reward.pop(name)
+    return values
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare", True, (), _prepare_values, prepare_stage),
+        Stage("clip", True, ("prepare",), lambda r: _dump(r, "clip"), clip_stage),
+        Stage("features", True, ("prepare", "clip"), _features_values, features_stage),
+        Stage("mle", False, ("features",), _mle_values, mle_stage),
+        Stage("scst", False, ("mle",), _scst_values, scst_stage),
+        Stage("mle_continued", False, ("mle", "scst"), lambda r: _dump(r, "mle_continued"), mle_continued_stage),
+        Stage("evaluate", True, ("mle", "scst", "mle_continued", "clip"),
+              lambda r: {**_dump(r, "evaluate"), "seeds": r.run_seeds}, evaluate_stage),
+    )
+}  # fmt: skip
+
+
+def run_recipe(recipe: Recipe) -> Run:
+    """Do whatever stage is missing.
+
+    Raises:
+        RecipeError: storage or data root are not usable; StaleStage, DataError; WorkFailed from a stage.
+    """
+    run = Run(recipe, STAGES)
+    if recipe.data.format != "scenes" and "prepare" in recipe.stages:
+        data_root(recipe)  # fails in seconds, before anything is started
+    todo = [
+        (name, seed)
+        for name in recipe.stages
+        for seed in (recipe.run_seeds[:1] if STAGES[name].shared else recipe.run_seeds)
+    ]
+    print(f"{recipe.name}: {run.folder}", flush=True)
+    with connected():
+        for name, seed in todo:
+            _run_stage(run, name, seed)
+    return run
+
+
+def _run_stage(run: Run, name: str, seed: int) -> None:
+    if name == "clip" and not trained_clips(run.recipe):
+        return
+    folder = run.stage_folder(name, seed)
+    if not folder.open(run.recipe):
+        print(f"{folder.label:<14}  finished before, reused", flush=True)
+        return
+    started = time.perf_counter()
+    results = STAGES[name].run(run, seed)
+    wall = time.perf_counter() - started
+    folder.finish({**results, "wall_seconds": wall})
+    print(f"{folder.label:<14}  finished in {clock(wall)}", flush=True)

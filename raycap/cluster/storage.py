@@ -1,0 +1,114 @@
+"""Where a run lives, and which of its stages are finished, stale or still to do.
+
+    STORAGE/<name>/<stage>/             with seeds=[0,1]: STORAGE/<name>/seed-<n>/<stage>/ for what hangs on the seed
+        recipe.yaml                     the resolved recipe
+        stage.json                      what the stage was made from: recipe values, fingerprints of its inputs
+        finished.json                   seconds and results; there only when the stage is done
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from raycap.errors import RecipeError, StaleStage
+from raycap.recipe import Recipe, to_yaml
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """STORAGE/<name>.
+
+    Raises:
+        RecipeError: storage is not set, not absolute, or a URI that is no folder.
+    """
+    remedy = "storage=/absolute/folder that every node sees, or RAYCAP_STORAGE"
+    if not recipe.storage:
+        raise RecipeError("is not set", key="storage", value=recipe.storage, remedy=remedy)
+    text = recipe.storage.removeprefix("file://")
+    if "://" in text:
+        raise RecipeError("only folders are supported (a mounted bucket is one)", key="storage", value=recipe.storage,
+                          remedy=remedy)  # fmt: skip
+    if not Path(text).is_absolute():
+        raise RecipeError("is a relative path; a Ray job runs in a disposable copy of the working directory",
+                          key="storage", value=recipe.storage, remedy=remedy)  # fmt: skip
+    return Path(text) / recipe.name
+
+
+def fingerprint(value: Any) -> str:
+    """Hash of plain values, independent of the order of keys."""
+    return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage of one run (and seed). `made_from` is everything that its result depends on."""
+
+    path: Path
+    label: str
+    made_from: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.made_from)
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """Results of a finished stage, or None."""
+        file = self.path / "finished.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def open(self, recipe: Recipe) -> bool:
+        """Whether there is work to do. A stage that was made from something else is stale.
+
+        Raises:
+            StaleStage: it is stale and `rerun` does not allow making it again.
+        """
+        stored = self._stored()
+        if stored is not None and fingerprint(stored) != self.fingerprint:
+            changes = "; ".join(differences(stored, self.made_from)[:5])
+            if recipe.rerun != "stale":
+                raise StaleStage(f"was made with other values: {changes}", key=self.label, value=str(self.path),
+                                 remedy="rerun=stale makes it again; another name=... keeps both")  # fmt: skip
+            print(f"{self.label} is stale ({changes}): made again", flush=True)
+            shutil.rmtree(self.path)
+            stored = None
+        if stored is not None and self.finished is not None:
+            return False
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "recipe.yaml").write_text(to_yaml(recipe))
+        _write_json(self.path / "stage.json", self.made_from)
+        return True
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        _write_json(self.path / "finished.json", results)
+
+    def _stored(self) -> Any:
+        file = self.path / "stage.json"
+        try:
+            return json.loads(file.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {"stage.json": "broken"}
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted keys whose values differ, as "key: old → new"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            inner = f"{path}.{key}" if path else str(key)
+            found += differences(old.get(key), new.get(key), inner)
+        return found
+    return [] if json.dumps(old, default=str) == json.dumps(new, default=str) else [f"{path}: {old} → {new}"]
+
+
+def _write_json(file: Path, value: Any) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1, default=str))
+    temporary.replace(file)

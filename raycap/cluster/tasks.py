@@ -1,0 +1,70 @@
+"""Ray in small: connect, run functions as tasks, wait with a heartbeat, hand errors through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from raycap.cluster.train_job import ALLOCATOR
+from raycap.errors import RaycapError, WorkFailed
+
+
+@contextmanager
+def connected() -> Any:
+    """Inside, Ray is there: the cluster this job was submitted to, or one started here and stopped at the end."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        yield ray
+        return
+    inside_job = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    ray.init(**({} if inside_job else {"address": "local", "include_dashboard": False}), log_to_driver=True)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def cpu_share(parts: int) -> int:
+    """Whole CPUs of the cluster for each of `parts` equal parts, at least 1."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // parts)
+
+
+def task(function: Callable[..., Any], *, num_cpus: float, num_gpus: float = 0.0) -> Callable[..., Any]:
+    """A function as a Ray task: calling it gives a reference. A crash of its process is tried again once."""
+    import ray
+
+    options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_retries": 1, "runtime_env": {"env_vars": ALLOCATOR}}
+    return ray.remote(**options)(function).remote
+
+
+def gather(refs: Mapping[str, Any], tick: Callable[[], None] = lambda: None, every_s: float = 1.0) -> dict[str, Any]:
+    """Results by name; `tick` is called now and then while they are out.
+
+    Raises:
+        RaycapError: what a task raised; WorkFailed for everything else.
+    """
+    import ray
+
+    names = {ref: name for name, ref in refs.items()}
+    left, results = list(names), {}
+    while left:
+        done, left = ray.wait(left, num_returns=1, timeout=every_s)
+        for ref in done:
+            try:
+                results[names[ref]] = ray.get(ref)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, RaycapError):
+                    raise error.cause from None
+                raise WorkFailed(f"{type(error.cause).__name__}: {error.cause}", key="task", value=names[ref]) from error
+            except ray.exceptions.RayError as error:
+                raise WorkFailed(str(error)[:500], key="task", value=names[ref],
+                                 remedy="run the same command again") from error  # fmt: skip
+        tick()
+    return results

@@ -1,0 +1,254 @@
+"""Stages that train a captioner: `mle`, `scst`, and the control `mle_continued`, each as a Ray Train job."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raycap.cluster.crew import RolloutCrew
+from raycap.cluster.exchange import Exchange
+from raycap.cluster.learner_loop import scst_loop
+from raycap.cluster.reward_pool import RewardPools, RewardWorker
+from raycap.cluster.rollout_worker import RolloutActor
+from raycap.cluster.stages import Run
+from raycap.cluster.train_job import ALLOCATOR, rank_journal, run_train_job, training_group
+from raycap.data.features import FeatureStore
+from raycap.errors import RecipeError
+from raycap.models.build import new_captioner
+from raycap.models.checkpoint import load_captioner
+from raycap.recipe import Recipe
+from raycap.rewards.cider import write_document_frequency
+from raycap.rewards.context import ContextSpec
+from raycap.train.labelled import LabelledSet
+from raycap.train.mle import train_mle
+from raycap.train.progress import Progress
+from raycap.train.prompts import PromptSchedule
+from raycap.train.validation import Validator
+
+
+def mle_stage(run: Run, seed: int) -> dict[str, Any]:
+    """Cross-entropy on the labelled images until `select` no longer improves."""
+    config = _mle_config(run, seed, "mle")
+    with _shown(run.path("mle", seed), "mle"):
+        return run_train_job(_mle_loop, config, run.recipe.cluster, run.path("mle", seed))
+
+
+def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
+    """The control: from MLE's best, cross-entropy for as many seconds as SCST took."""
+    folder, recipe = run.path("mle_continued", seed), run.recipe
+    continued = recipe.mle.model_copy(update={"lr": recipe.mle_continued.lr})
+    config = _mle_config(run, seed, "mle_continued") | {
+        "mle": continued,
+        "start": str(run.path("mle", seed) / "best"),
+        "total_steps": _budget(run, seed, folder),
+    }
+    with _shown(folder, "mle_continued"):
+        return run_train_job(_mle_loop, config, recipe.cluster, folder)
+
+
+def _budget(run: Run, seed: int, folder: Path) -> int:
+    """Steps that take as long as SCST took, at MLE's measured pace. Derived once; a resume uses the record."""
+    record = folder / "budget.json"
+    if record.exists():
+        return int(json.loads(record.read_text())["steps"])
+    steps = run.recipe.mle_continued.steps
+    if steps is None:
+        mle, scst = run.results("mle", seed), run.results("scst", seed)
+        steps = max(1, round(scst["seconds"] * mle["steps"] / mle["seconds"]))
+    record.write_text(json.dumps({"steps": steps}))
+    return steps
+
+
+def _mle_config(run: Run, seed: int, stage: str) -> dict[str, Any]:
+    return {
+        "recipe": run.recipe,
+        "mle": run.recipe.mle,
+        "seed": seed,
+        "device": run.device,
+        "prepared": str(run.path("prepare", seed)),
+        "features": str(run.path("features", seed) / "captioner"),
+        "folder": str(run.path(stage, seed)),
+        "labelled": run.labelled_ids(run.dataset),
+        "select_references": run.select_references(run.dataset),
+        "about": run.about(stage, seed),
+    }
+
+
+def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Runs in every rank of a Ray Train job."""
+    from raycap.data.dataset import PreparedDataset
+
+    recipe: Recipe = config["recipe"]
+    dataset = PreparedDataset.open(config["prepared"])
+    captions = {image_id: dataset.references(image_id) for image_id in config["labelled"]}
+    features = FeatureStore.open(Path(config["features"]))
+    features.warm()
+    if "start" in config:
+        captioner = load_captioner(Path(config["start"]))
+    else:
+        captioner = new_captioner(recipe.captioner, features.shape, captions, seed=config["seed"])
+    group = training_group()
+    journal = rank_journal(config["folder"], group, keep=1, about=config["about"])
+    max_length = recipe.captioner.max_length
+    return train_mle(
+        captioner.to(config["device"]),
+        LabelledSet(captions, captioner.tokenizer, max_length),
+        features,
+        Validator(config["select_references"], features, max_length=max_length),
+        config["mle"],
+        seed=config["seed"],
+        journal=journal,
+        group=group,
+        total_steps=config.get("total_steps"),
+    )
+
+
+def scst_stage(run: Run, seed: int) -> dict[str, Any]:
+    """Self-critical sequence training: Exchange, rollout crew, reward pools, learner."""
+    import ray
+
+    recipe, folder = run.recipe, run.path("scst", seed)
+    spec = _context(run, folder)
+    schedule = _schedule(run, seed)
+    exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000).remote(
+        schedule,
+        total_steps=recipe.scst.steps,
+        max_policy_lag=recipe.scst.max_policy_lag,
+        lease_timeout_s=recipe.cluster.lease_timeout_s,
+        quarantine_after=recipe.cluster.quarantine_after,
+    )  # fmt: skip
+    config = {
+        "recipe": recipe,
+        "seed": seed,
+        "device": run.device,
+        "exchange": exchange,
+        "start": str(run.path("mle", seed) / "best"),
+        "features": str(run.path("features", seed) / "captioner"),
+        "folder": str(folder),
+        "select_references": run.select_references(run.dataset),
+        "reward_weights": {name: reward.weight for name, reward in recipe.rewards.items()},
+        "about": run.about("scst", seed),
+    }
+    pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
+    try:
+        with RolloutCrew(_rollout_starter(run, seed, pools), exchange, recipe.cluster.rollout_workers) as crew:
+            with _shown(folder, "scst"):
+                results = run_train_job(scst_loop, config, recipe.cluster, folder)
+            status = ray.get(exchange.status.remote())
+            ray.get(exchange.close.remote())
+            return {**results, "exchange": status, "workers_lost": crew.losses}
+    finally:
+        for actor in [exchange, *(a for pool in pools.actors.values() for a in pool)]:
+            ray.kill(actor)
+
+
+def _context(run: Run, folder: Path) -> ContextSpec:
+    labelled = run.labelled_ids(run.dataset)
+    frequency = folder / "document_frequency.npz"
+    if not frequency.exists():
+        cider = run.recipe.rewards.get("cider")
+        eos = bool(cider.options.get("eos", True)) if cider else True
+        write_document_frequency({i: run.dataset.references(i) for i in labelled}, frequency, eos=eos)
+    trained = run.trained_clip("reward")
+    has_clip = run.recipe.clip.reward is not None
+    return ContextSpec(
+        recipe=run.recipe,
+        prepared=str(run.path("prepare", 0)),
+        labelled=frozenset(labelled),
+        document_frequency=str(frequency),
+        clip_embeddings=str(run.path("features", 0) / "clip_reward") if has_clip else "",
+        trained_clip=str(trained) if trained else "",
+        device=run.device,
+    )
+
+
+def _schedule(run: Run, seed: int) -> PromptSchedule:
+    recipe = run.recipe
+    ids = run.labelled_ids(run.dataset) if "cider" in recipe.rewards else run.dataset.captioner_ids()
+    schedule = PromptSchedule(ids, batch_size=recipe.scst.batch_size, lease_size=recipe.scst.lease_size, seed=seed)
+    leases = len(schedule.leases(0))
+    if leases < recipe.cluster.learner_workers:
+        raise RecipeError(f"a step has {leases} leases, fewer than ranks", key="cluster.learner_workers",
+                          value=recipe.cluster.learner_workers, remedy="lower scst.lease_size")  # fmt: skip
+    return schedule
+
+
+def _reward_actors(name: str, spec: ContextSpec, run: Run) -> list[Any]:
+    import ray
+
+    reward = run.recipe.rewards[name]
+    kind = ray.remote(RewardWorker).options(
+        num_cpus=reward.num_cpus, num_gpus=reward.num_gpus, max_restarts=-1, max_task_retries=0,
+        runtime_env={"env_vars": ALLOCATOR},
+    )  # fmt: skip
+    return [kind.remote(name, spec, reward.options, reward.source, 1) for _ in range(reward.workers)]
+
+
+def _rollout_starter(run: Run, seed: int, pools: RewardPools) -> Callable[[str], Any]:
+    import ray
+
+    recipe = run.recipe
+    kind = ray.remote(RolloutActor).options(
+        num_cpus=recipe.cluster.rollout_cpus, num_gpus=recipe.cluster.rollout_gpus, max_restarts=0,
+        runtime_env={"env_vars": ALLOCATOR},
+    )  # fmt: skip
+
+    def start(name: str) -> Any:
+        return kind.remote(
+            name, str(run.path("mle", seed) / "best"), str(run.path("features", seed) / "captioner"), recipe.scst, pools,
+            max_length=recipe.captioner.max_length, seed=seed, threads=recipe.cluster.rollout_threads,
+            device=run.device if recipe.cluster.rollout_gpus or run.device == "cpu" else "cpu",
+        )  # fmt: skip
+
+    return start
+
+
+@contextmanager
+def _shown(folder: Path, label: str) -> Iterator[None]:
+    """Follow a stage's log.jsonl while it is written, and print progress from it."""
+    stop = threading.Event()
+    progress = Progress(label, "steps")
+
+    def follow() -> None:
+        place, last = 0, {}
+        while not stop.wait(1.0):
+            file = folder / "log.jsonl"
+            if not file.exists():
+                continue
+            if file.stat().st_size < place:  # a resume cut the log
+                place = 0
+            with open(file, "rb") as handle:
+                handle.seek(place)
+                lines = handle.read().split(b"\n")
+            place += sum(len(line) + 1 for line in lines[:-1])
+            for line in lines[:-1]:
+                record = json.loads(line)
+                last |= record
+                if "step" in record and "total_steps" in record:
+                    progress.update(record["step"], record["total_steps"], describe(last))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """A log record's figures in words: losses, rewards, the last look at `select`."""
+    parts = []
+    if "train_loss" in record:
+        parts.append(f"loss {record['train_loss']:.3f}")
+    for key in record:
+        if key.startswith("reward/") and key.endswith("/sampled"):
+            name = key.split("/")[1]
+            parts.append(f"{name} {record[key]:.3f} (greedy {record[f'reward/{name}/greedy']:.3f})")
+    if "select_cider" in record:
+        parts.append(f"select CIDEr-D {record['select_cider']:.3f}")
+    return "  ".join(parts)

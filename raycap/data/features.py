@@ -1,0 +1,127 @@
+"""Frozen features on disk: Arrow files that are read memory-mapped, one row an image, written shard by shard.
+
+A shard is a fixed slice of the images in their order, named by its number and written whole or not at all, so an
+extraction that was interrupted goes on with the missing shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raycap.errors import DataError
+
+META = "features.json"
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.arrow"
+
+
+def write_shard(folder: Path, number: int, image_ids: Sequence[str], features: NDArray[np.floating]) -> None:
+    """Write one shard atomically.
+
+    Args:
+        image_ids: length n.
+        features: float16 or float32, [n, D] (pooled) or [n, G, D] (grid).
+    """
+    flat = np.ascontiguousarray(features.reshape(len(image_ids), -1))
+    values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+    table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "features": values})
+    table = table.replace_schema_metadata({"shape": json.dumps(features.shape[1:])})
+    target = shard_file(folder, number)
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    temporary.replace(target)
+
+
+def shard_shape(folder: Path, number: int) -> tuple[int, ...]:
+    """Shape of one image's features in a shard."""
+    schema = pa.ipc.open_file(pa.memory_map(str(shard_file(folder, number)))).schema
+    return tuple(json.loads(schema.metadata[b"shape"]))
+
+
+def write_meta(folder: Path, *, shape: Sequence[int], shards: int, source: str) -> None:
+    """Seal a finished extraction: the shape of one image's features, the number of shards and the encoder's name."""
+    content = {"shape": list(shape), "shards": shards, "source": source}
+    temporary = folder / f"{META}.tmp"
+    temporary.write_text(json.dumps(content))
+    temporary.replace(folder / META)
+
+
+class FeatureStore:
+    """Features by image id, memory-mapped: opening costs nothing, and processes of one machine share the pages."""
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], source: str, shards: int) -> None:
+        self.folder, self.shape, self.source = folder, shape, source
+        self._arrays: list[NDArray[np.floating]] = []
+        self._rows: dict[str, tuple[int, int]] = {}
+        for number in range(shards):
+            table = pa.ipc.open_file(pa.memory_map(str(shard_file(folder, number)))).read_all()
+            column = table.column("features").combine_chunks()
+            self._arrays.append(column.flatten().to_numpy(zero_copy_only=True).reshape(len(table), *shape))
+            for row, image_id in enumerate(table.column("image_id").to_pylist()):
+                self._rows[image_id] = (number, row)
+
+    @classmethod
+    def open(cls, folder: Path) -> FeatureStore:
+        """Open a finished extraction.
+
+        Raises:
+            DataError: the folder holds none, or one that was interrupted.
+        """
+        meta = folder / META
+        if not meta.is_file():
+            raise DataError("holds no finished features", key="features", value=str(folder),
+                            remedy="run the stage `features` (it goes on where it was)")  # fmt: skip
+        content = json.loads(meta.read_text())
+        return cls(folder, tuple(content["shape"]), content["source"], content["shards"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._rows
+
+    @property
+    def kind(self) -> str:
+        return "grid" if len(self.shape) == 2 else "pooled"
+
+    def warm(self, share_of_memory: float = 0.5) -> bool:
+        """Read the files once from start to end, so that random reads later find them in the page cache.
+
+        Reading them row by row in random order from a cold disk is many times slower. Done only when they fit into
+        `share_of_memory` of the free memory; whether it was done.
+        """
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if sum(array.nbytes for array in self._arrays) > share_of_memory * available:
+            return False
+        for array in self._arrays:
+            array.reshape(-1).view(np.uint8)[:: 4096].sum()
+        return True
+
+    def get(self, image_ids: Sequence[str], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """float32 [B, D] or [B, G, D], a copy (nobody must write into the mapped file).
+
+        Args:
+            image_ids: length B, in any order, repeats allowed.
+            out: where to copy to; a new array when None.
+
+        Raises:
+            DataError: an image has no features here.
+        """
+        out = np.empty((len(image_ids), *self.shape), np.float32) if out is None else out
+        for index, image_id in enumerate(image_ids):
+            place = self._rows.get(image_id)
+            if place is None:
+                raise DataError("has no features", key="image_id", value=image_id,
+                                remedy=f"features of {len(self)} images lie in {self.folder}")  # fmt: skip
+            out[index] = self._arrays[place[0]][place[1]]
+        return out

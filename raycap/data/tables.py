@@ -1,0 +1,92 @@
+"""Tables that hold captions: CSV and TSV with a header, JSON lines, one JSON document. Rows come with their place."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raycap.data.input_report import InputReport
+from raycap.data.text import read_bytes, read_lines
+from raycap.errors import DataError
+
+
+def read_csv(path: Path, report: InputReport) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields ("file:line", {column: value}) for each row; column names are stripped and lower case.
+
+    The separator is a tab in `.tsv`, else a comma, unless the header has only semicolons or tabs. Fields may be quoted
+    and then hold separators and line breaks. A row with another number of fields than the header, or with a quote that
+    is never closed, is `line_malformed`.
+    """
+    numbered = list(read_lines(path, report))
+    if not numbered:
+        return
+    columns, separator = _header(numbered[0][1], path)
+    rows = csv.reader(
+        (line + "\n" for _, line in numbered[1:]), delimiter=separator, strict=True, skipinitialspace=True
+    )
+    while True:
+        first = rows.line_num + 1
+        where = f"{path.name}:{numbered[first][0]}" if first < len(numbered) else path.name
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            last = f" to {numbered[rows.line_num][0]}" if rows.line_num > first else ""
+            report.add("line_malformed", where, f"{error} (lines {numbered[first][0]}{last} are lost to a stray quote)")
+            continue
+        if not any(field.strip() for field in fields):
+            continue
+        if len(fields) != len(columns):
+            counts = f"{len(fields)} fields, the header has {len(columns)}"
+            report.add("line_malformed", where, f"{counts}; a caption with {separator!r} needs quotes around it")
+            continue
+        yield where, dict(zip(columns, (field.strip() for field in fields), strict=True))
+
+
+def csv_columns(path: Path) -> list[str]:
+    """The column names of a CSV file; [] when it is empty or no text."""
+    lines = read_lines(path, InputReport("all"))
+    first = next(lines, None)
+    return _header(first[1], path)[0] if first else []
+
+
+def _header(line: str, path: Path) -> tuple[list[str], str]:
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    if separator not in line:
+        separator = next((other for other in (",", "\t", ";") if other in line), separator)
+    columns = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    return [column.strip().lower() for column in columns], separator
+
+
+def read_json_lines(path: Path, report: InputReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("file:line", object) for each line; a line that is no JSON object is `line_malformed`."""
+    for number, line in read_lines(path, report):
+        if not line.strip():
+            continue
+        where = f"{path.name}:{number}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            report.add("line_malformed", where, f"no JSON: {error}")
+            continue
+        if isinstance(entry, dict):
+            yield where, entry
+        else:
+            report.add("line_malformed", where, f"expected a JSON object, found {type(entry).__name__}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON document that is an object; raises DataError with the place of the fault: nothing of it can be used."""
+    try:
+        document = json.loads(read_bytes(path).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path.name} is no JSON: {error}", key="data.root", value=str(path), remedy="repair it"
+        ) from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path.name} holds no JSON object", key="data.root", value=str(path), remedy="repair it")
+    return document

@@ -1,0 +1,95 @@
+"""Build a captioner: an LM from a config or from pretrained weights, its tokenizer, its mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from raycap.errors import RecipeError
+from raycap.models.prefix import PrefixCaptioner, PrefixConfig
+from raycap.models.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
+from raycap.recipe import CaptionerRecipe, VocabularyRecipe
+
+
+def new_captioner(
+    recipe: CaptionerRecipe, feature_shape: Sequence[int], captions: Mapping[str, Sequence[str]], *, seed: int
+) -> PrefixCaptioner:
+    """A captioner as the recipe says, its random weights from the seed alone.
+
+    Args:
+        feature_shape: (G, D) of grid features or (D,) of pooled ones.
+        captions: the labelled captions by image; the vocabulary of an LM from scratch is made from these only.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([seed, 0]).generate_state(1)[0]))
+    if recipe.lm:
+        lm, tokenizer = lm_from_pretrained(recipe.lm)
+        lm_config: dict[str, Any] = {}
+    else:
+        tokenizer = new_tokenizer(recipe.vocabulary, captions)
+        lm, lm_config = lm_from_scratch(recipe.lm_config, tokenizer)
+    config = PrefixConfig(
+        features="grid" if len(feature_shape) == 2 else "pooled",
+        feature_dim=feature_shape[-1],
+        mapping=recipe.mapping,
+        prefix_length=recipe.prefix_length,
+        lm_config=lm_config,
+        lm_source=recipe.lm or "",
+        lm_tuning=recipe.lm_tuning,
+        mapping_layers=recipe.mapping_layers,
+        mapping_heads=recipe.mapping_heads,
+        feature_dropout=recipe.feature_dropout,
+    )
+    return PrefixCaptioner(config, lm, tokenizer)
+
+
+def new_tokenizer(recipe: VocabularyRecipe, captions: Mapping[str, Sequence[str]]) -> Tokenizer:
+    """Word or BPE vocabulary made from the given captions, in the order of their images' ids."""
+    texts = [text for image_id in sorted(captions) for text in captions[image_id]]
+    if recipe.kind == "word":
+        return WordTokenizer.train(texts, min_count=recipe.min_count)
+    return HFTokenizer.train_bpe(texts, vocab_size=recipe.size)
+
+
+def lm_from_scratch(lm_config: dict[str, Any], tokenizer: Tokenizer) -> tuple[nn.Module, dict[str, Any]]:
+    """A causal LM of any Hugging Face architecture with random weights (from torch's global generator).
+
+    Args:
+        lm_config: `model_type` and the config's own keys; vocabulary and special tokens come from the tokenizer.
+
+    Returns:
+        The module and its complete config.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {k: v for k, v in lm_config.items() if k != "model_type"}
+    values |= {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.eos_id,
+               "eos_token_id": tokenizer.eos_id, "pad_token_id": None}  # fmt: skip
+    try:
+        config = AutoConfig.for_model(lm_config["model_type"], **values)
+    except (KeyError, ValueError) as error:
+        raise RecipeError(f"not a causal LM that transformers knows: {error}", key="captioner.lm_config",
+                          value=lm_config, remedy="model_type: gpt2, llama, mistral ...") from error  # fmt: skip
+    lm = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return lm, {"model_type": lm_config["model_type"], **values}
+
+
+def lm_from_pretrained(source: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tokenizer]:
+    """A pretrained causal LM and its tokenizer by name or path.
+
+    Raises:
+        RecipeError: neither a folder here nor to be had from the hub.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot be loaded: {str(error).splitlines()[0]}", key="captioner.lm", value=source,
+                          remedy="give a model folder on this machine, or a hub name where the hub is reachable",
+                          ) from error  # fmt: skip
+    return lm, HFTokenizer(tokenizer, lead=" ")

@@ -1,0 +1,53 @@
+"""The four verbs that every captioner answers to, and the state that decoding walks with.
+
+Evaluation, rollouts, beam search and the learner know a captioner by this protocol alone, so a prefix LM, an LSTM and
+a region transformer go through the same engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from raycap.models.tokenizer import Tokenizer
+
+
+class DecodingState(Protocol):
+    """Where decoding stands: N rows, each with its past and the logits of its next token.
+
+    Attributes:
+        logits: float [N, V] of the next token.
+    """
+
+    logits: Tensor
+
+    def select(self, rows: Tensor) -> DecodingState:
+        """The state of the given rows (int64 [M]); rows may repeat."""
+        ...
+
+    def repeat(self, times: int) -> DecodingState:
+        """Every row `times` times, copies as neighbours."""
+        ...
+
+
+class Captioner(Protocol):
+    """From features to captions. N = rows = B images · K captions each, rows of an image as neighbours."""
+
+    tokenizer: Tokenizer
+
+    def encode(self, features: Tensor) -> Any:
+        """Conditioning of B images from their features (pooled [B, D] or grid [B, G, D])."""
+        ...
+
+    def prefill(self, conditioning: Any) -> DecodingState:
+        """State of B rows before their first token."""
+        ...
+
+    def step(self, state: Any, tokens: Tensor) -> tuple[Tensor, Any]:
+        """Feed one token a row (int64 [N]); logits [N, V] of the next one, and the new state."""
+        ...
+
+    def score(self, conditioning: Any, tokens: Tensor, loss_mask: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probability of each token given those before it: float32 [N, T], 0 outside the mask."""
+        ...

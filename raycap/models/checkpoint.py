@@ -1,0 +1,122 @@
+"""A captioner as a plain folder: safetensors, its config, its tokenizer. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from raycap.errors import CheckpointError
+from raycap.models.build import lm_from_pretrained, lm_from_scratch
+from raycap.models.prefix import PrefixCaptioner, PrefixConfig
+from raycap.models.tokenizer import load_tokenizer
+
+WEIGHTS, CONFIG = "model.safetensors", "captioner.json"
+
+
+def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder atomically: `fill` writes into a temporary neighbour that is then renamed.
+
+    A crash leaves either the old folder, or the new one, or a temporary neighbour that nobody reads.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        for file in temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fill_captioner(folder: Path, captioner: PrefixCaptioner, about: dict[str, Any]) -> None:
+    """Write a captioner's files into a folder. Weights of a frozen pretrained LM are not stored again."""
+    kept = _stored_names(captioner)
+    # clone: tied weights share memory, which safetensors refuses
+    tensors = {name: value.detach().cpu().clone() for name, value in captioner.state_dict().items() if name in kept}
+    save_file(tensors, folder / WEIGHTS)
+    captioner.tokenizer.save(folder)
+    (folder / CONFIG).write_text(json.dumps({"kind": "prefix", "config": captioner.config.to_dict(), "about": about}))
+
+
+def save_captioner(folder: Path, captioner: PrefixCaptioner, about: dict[str, Any]) -> None:
+    """Write a captioner atomically. `about` says where it comes from (stage, step, encoder, figures)."""
+    write_folder(folder, lambda temporary: fill_captioner(temporary, captioner, about))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What `save_captioner` was told.
+
+    Raises:
+        CheckpointError: the folder holds no captioner, or a broken one.
+    """
+    try:
+        return dict(json.loads((folder / CONFIG).read_text())["about"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError("holds no captioner", key="checkpoint", value=str(folder),
+                              remedy=f"a captioner's folder has {CONFIG} and {WEIGHTS}") from error  # fmt: skip
+
+
+def find_captioner(path: Path) -> Path:
+    """The captioner's folder that a `--checkpoint` means: a stage's folder (its best), a checkpoint, or an export.
+
+    Raises:
+        CheckpointError: none of these.
+    """
+    for folder in (path, path / "best"):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise CheckpointError("holds no captioner", key="checkpoint", value=str(path), remedy="give a stage's folder such "
+                          "as STORAGE/NAME/scst, a checkpoint in it, or an export")  # fmt: skip
+
+
+def load_captioner(folder: Path) -> PrefixCaptioner:
+    """Rebuild a captioner from its folder, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or its tensors do not fit the config.
+    """
+    read_about(folder)
+    config = PrefixConfig(**json.loads((folder / CONFIG).read_text())["config"])
+    tokenizer = load_tokenizer(folder)
+    lm = lm_from_pretrained(config.lm_source)[0] if config.lm_source else lm_from_scratch(config.lm_config, tokenizer)[0]
+    captioner = PrefixCaptioner(config, lm, tokenizer)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except Exception as error:
+        raise CheckpointError(f"cannot be read: {error}", key="checkpoint", value=str(folder / WEIGHTS),
+                              remedy="take the checkpoint before it, or train the stage again") from error  # fmt: skip
+    expected = _stored_names(captioner)
+    if set(tensors) != expected:
+        odd = sorted(set(tensors) ^ expected)[:3]
+        raise CheckpointError(f"its tensors do not fit its config, for example {odd}", key="checkpoint",
+                              value=str(folder))  # fmt: skip
+    own = captioner.state_dict()
+    with torch.no_grad():
+        for name, value in tensors.items():
+            if own[name].shape != value.shape:
+                raise CheckpointError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}",
+                                      key="checkpoint", value=str(folder))  # fmt: skip
+            own[name].copy_(value)
+    return captioner.eval()
+
+
+def _stored_names(captioner: PrefixCaptioner) -> set[str]:
+    names = set(captioner.state_dict())
+    if captioner.config.lm_source and captioner.config.lm_tuning == "frozen":
+        names = {name for name in names if not name.startswith("lm.")}
+    return names

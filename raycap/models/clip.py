@@ -1,0 +1,147 @@
+"""CLIP behind one small face: unit embeddings of pictures and captions, and the image tower's grid.
+
+Any open_clip model name with a tag or a local file, and raycap's own small configs (`raycap/models/configs`), which
+`raycap.train.clip` trains with open_clip's model class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from raycap.errors import CheckpointError, RecipeError
+from raycap.recipe import ClipModelRecipe
+
+WEIGHTS, ABOUT = "clip.pt", "clip.json"
+_CONFIGS = Path(__file__).parent / "configs"
+
+
+def _open_clip() -> Any:
+    import open_clip
+
+    if "raycap-scenes-reward" not in open_clip.list_models():
+        open_clip.add_model_config(_CONFIGS)
+    return open_clip
+
+
+class Clip:
+    """A frozen CLIP.
+
+    Args:
+        name: open_clip model name, with the tag after a slash where there is one; it goes into metric signatures.
+        prompt: put before every caption (CLIPScore, Hessel et al. 2021, uses "A photo depicts ").
+    """
+
+    def __init__(self, name: str, model: Any, transform: Any, tokenizer: Any, prompt: str, device: str) -> None:
+        self.name, self.prompt, self.device = name, prompt, device
+        self.model, self.transform, self.tokenizer = model.to(device).eval().requires_grad_(False), transform, tokenizer
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """float32 [N, 3, H, W], resized and normalised as the model was trained."""
+        return torch.stack([self.transform(picture) for picture in pictures]).to(self.device)
+
+    @torch.inference_mode()
+    def embed_pixels(self, pixels: Tensor) -> NDArray[np.float32]:
+        """Unit embeddings float32 [N, D] of prepared pictures."""
+        return self.model.encode_image(pixels, normalize=True).float().cpu().numpy()
+
+    def embed_images(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Unit embeddings float32 [N, D]."""
+        return self.embed_pixels(self.pixels(pictures))
+
+    @torch.inference_mode()
+    def embed_texts(self, captions: Sequence[str], batch_size: int = 256) -> NDArray[np.float32]:
+        """Unit embeddings float32 [N, D] of the captions behind the prompt; over-long ones are cut by the tokenizer."""
+        parts = []
+        for start in range(0, len(captions), batch_size):
+            texts = [self.prompt + caption for caption in captions[start : start + batch_size]]
+            tokens = self.tokenizer(texts).to(self.device)
+            parts.append(self.model.encode_text(tokens, normalize=True).float().cpu().numpy())
+        width = self.model.text_projection.shape[-1] if not parts and hasattr(self.model, "text_projection") else 0
+        return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+
+    @torch.inference_mode()
+    def grid(self, pixels: Tensor) -> Tensor:
+        """The image tower's last layer before pooling: float32 [N, D, h, w]."""
+        tower = self.model.visual
+        out = tower.forward_intermediates(pixels, indices=1, intermediates_only=True, normalize_intermediates=True)
+        return out["image_intermediates"][-1].float()
+
+
+def load_clip(model: str, pretrained: str, *, prompt: str, device: str = "cpu") -> Clip:
+    """A CLIP by open_clip name and tag, by name and local weights file, or from a folder that raycap trained.
+
+    Raises:
+        RecipeError: no such model or tag, or weights that are neither here nor to be had.
+    """
+    open_clip = _open_clip()
+    if model not in open_clip.list_models():
+        raise RecipeError("no such open_clip model", key="clip.model", value=model,
+                          remedy="see open_clip.list_models(), or raycap/models/configs")  # fmt: skip
+    is_file = Path(pretrained).exists()
+    if not is_file and pretrained not in open_clip.list_pretrained_tags_by_model(model):
+        raise RecipeError("neither a file nor a tag that open_clip knows for this model", key="clip.pretrained",
+                          value=pretrained, remedy=f"tags: {open_clip.list_pretrained_tags_by_model(model)}",
+                          )  # fmt: skip
+    try:
+        built, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained)
+    except Exception as error:
+        raise RecipeError(f"its weights cannot be loaded: {str(error).splitlines()[0][:200]}", key="clip.pretrained",
+                          value=f"{model}/{pretrained}", remedy="give a local weights file, or run where the hub is "
+                          "reachable") from error  # fmt: skip
+    name = f"{model}/{Path(pretrained).stem if is_file else pretrained}"
+    return Clip(name, built, transform, open_clip.get_tokenizer(model), prompt, device)
+
+
+def new_clip(model: str, prompt: str, device: str = "cpu") -> Clip:
+    """A CLIP with random weights (from torch's global generator), to be trained."""
+    open_clip = _open_clip()
+    try:
+        built, _, transform = open_clip.create_model_and_transforms(model)
+    except RuntimeError as error:
+        raise RecipeError(str(error), key="clip.model", value=model) from error
+    return Clip(model, built, transform, open_clip.get_tokenizer(model), prompt, device)
+
+
+def fill_clip(folder: Path, clip: Clip, about: dict[str, Any]) -> None:
+    """Write a trained CLIP's files into a folder."""
+    torch.save(clip.model.state_dict(), folder / WEIGHTS)
+    (folder / ABOUT).write_text(json.dumps({"model": clip.name, "prompt": clip.prompt, **about}))
+
+
+def load_trained_clip(folder: Path, device: str = "cpu") -> Clip:
+    """A CLIP from a folder that `fill_clip` wrote.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError("holds no trained CLIP", key="clip", value=str(folder),
+                              remedy="run the stage `clip`") from error  # fmt: skip
+    clip = load_clip(about["model"], str(folder / WEIGHTS), prompt=about["prompt"], device=device)
+    clip.name = f"{about['model']}/{about['trained_on']}"
+    return clip
+
+
+def clip_of(recipe: ClipModelRecipe, trained: Path | None, device: str = "cpu") -> Clip:
+    """The CLIP that a recipe names: from the folder where it was trained here, or pretrained.
+
+    Raises:
+        CheckpointError, RecipeError: see `load_trained_clip` and `load_clip`.
+    """
+    if recipe.pretrained != "train":
+        return load_clip(recipe.model, recipe.pretrained, prompt=recipe.prompt, device=device)
+    if trained is None:
+        raise CheckpointError("was trained in a run, and this checkpoint does not say where", key="clip",
+                              value=recipe.model, remedy="use `raycap export`, which takes it along")  # fmt: skip
+    return load_trained_clip(trained, device)

@@ -1,0 +1,117 @@
+"""Frozen encoders: from pictures to the features that captioners read. timm models, and the image tower of a CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from raycap.errors import RecipeError
+from raycap.models.clip import Clip, clip_of
+from raycap.models.efficientnet_lite import load_lite_weights, package_weights
+from raycap.recipe import ClipModelRecipe, FeaturesRecipe
+
+
+class Encoder(Protocol):
+    """Pictures to features; `source` names the encoder in metadata and checkpoints."""
+
+    source: str
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """float32 [N, G, D] (grid) or [N, D] (pooled), on the CPU."""
+        ...
+
+
+def cells(grid: Tensor, side: int | None) -> Tensor:
+    """[N, D, h, w] → [N, G, D], average-pooled to side × side cells when a side is given."""
+    if side is not None and grid.shape[-1] != side:
+        grid = nn.functional.adaptive_avg_pool2d(grid, side)
+    return grid.flatten(2).transpose(1, 2).contiguous()
+
+
+class TimmEncoder:
+    """A timm backbone with ImageNet weights.
+
+    Args:
+        model: timm's name.
+        weights: `package:NAME`, a file, or empty for timm's own (from its hub).
+        kind: `grid` (last feature map) or `pooled` (its average).
+        grid_size: pool the grid to this many cells a side.
+    """
+
+    def __init__(self, model: str, weights: str, *, kind: str, grid_size: int | None, device: str = "cpu") -> None:
+        self.kind, self.grid_size, self.device = kind, grid_size, device
+        self.source = f"timm:{model}:{weights or 'timm'}:{kind}" + (f":{grid_size}" if grid_size else "")
+        self.model, self.transform = _timm_model(model, weights)
+        self.model = self.model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        pixels = torch.stack([self.transform(picture) for picture in pictures]).to(self.device)
+        grid = self.model.forward_features(pixels.contiguous(memory_format=torch.channels_last)).float()
+        if grid.dim() == 3:  # Vision Transformers give tokens: leave class and register tokens out
+            grid = grid[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2)
+            side = round(grid.shape[-1] ** 0.5)
+            grid = grid.reshape(*grid.shape[:2], side, side)
+        if self.kind == "pooled":
+            return grid.mean(dim=(2, 3)).cpu()
+        return cells(grid, self.grid_size).cpu()
+
+
+class ClipEncoder:
+    """The image tower of a CLIP: its embedding (pooled), or its last layer's grid."""
+
+    def __init__(self, clip: Clip, *, kind: str, grid_size: int | None) -> None:
+        self.clip, self.kind, self.grid_size = clip, kind, grid_size
+        self.source = f"clip:{clip.name}:{kind}" + (f":{grid_size}" if grid_size else "")
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
+        pixels = self.clip.pixels(pictures)
+        if self.kind == "pooled":
+            return torch.from_numpy(self.clip.embed_pixels(pixels))
+        return cells(self.clip.grid(pixels), self.grid_size).cpu()
+
+
+def build_encoder(
+    recipe: FeaturesRecipe, clip: ClipModelRecipe | None, trained_clip: Path | None, device: str = "cpu"
+) -> Encoder:
+    """The encoder that a recipe names.
+
+    Args:
+        clip: `clip.reward`, for encoder = "clip.reward".
+        trained_clip: its folder when it was trained here.
+    """
+    if recipe.encoder != "clip.reward":
+        return TimmEncoder(recipe.encoder, recipe.weights, kind=recipe.kind, grid_size=recipe.grid_size, device=device)
+    if clip is None:
+        raise RecipeError("is not set, but the features come from it", key="clip.reward")
+    return ClipEncoder(clip_of(clip, trained_clip, device), kind=recipe.kind, grid_size=recipe.grid_size)
+
+
+def _timm_model(model: str, weights: str) -> tuple[Any, Any]:
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    if not timm.is_model(model.split(".")[0]):
+        raise RecipeError("no such timm model", key="features.encoder", value=model,
+                          remedy="see timm.list_models(), or take clip.reward")  # fmt: skip
+    try:
+        built = timm.create_model(model, pretrained=not weights, num_classes=1000 if weights else 0)
+    except Exception as error:
+        raise RecipeError(f"its weights cannot be loaded: {str(error).splitlines()[0][:200]}", key="features.weights",
+                          value=weights or "timm", remedy="give a weights file or package:NAME, or run where the hub "
+                          "is reachable") from error  # fmt: skip
+    if weights.startswith("package:"):
+        load_lite_weights(built, package_weights(weights.removeprefix("package:")))
+    elif weights:
+        timm.models.load_checkpoint(built, str(Path(weights)), strict=True)
+    config = resolve_data_config({}, model=built)
+    if weights.startswith("package:efficientnet_lite"):
+        # these weights want x/127.5 − 1 and the whole picture
+        config |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 1.0, "crop_mode": "squash"}
+    return built, create_transform(**config, is_training=False)

@@ -1,0 +1,58 @@
+"""A policy's trainable parameters as one flat buffer with a manifest, and back.
+
+One copy into the buffer, one copy out of it: the buffer travels through the object store, is read there zero-copy and
+read-only, and is copied into the parameters, never trained on in place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raycap.errors import CheckpointError
+from raycap.types import ManifestEntry, WeightsId, WeightSnapshot
+
+_ALIGN = 64  # bytes; keeps every parameter's start on a cache line
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    flat = tensor.detach().contiguous().cpu().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
+
+
+def snapshot(module: nn.Module, weights_id: WeightsId) -> WeightSnapshot:
+    """Copy the trainable parameters out, in the module's own order; bytes as they lie in memory."""
+    entries: list[ManifestEntry] = []
+    offset = 0
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    for name, parameter in trainable:
+        nbytes = parameter.numel() * parameter.element_size()
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        entries.append(ManifestEntry(name, tuple(parameter.shape), dtype, offset, nbytes))
+        offset += -(-nbytes // _ALIGN) * _ALIGN
+    buffer = np.zeros(offset, np.uint8)
+    for entry, (_, parameter) in zip(entries, trainable, strict=True):
+        buffer[entry.offset : entry.offset + entry.nbytes] = _bytes_of(parameter)
+    return WeightSnapshot(weights_id, tuple(entries), buffer)
+
+
+def load_snapshot(module: nn.Module, published: WeightSnapshot) -> None:
+    """Copy published weights into a module of the same architecture.
+
+    Raises:
+        CheckpointError: a parameter is missing, unknown, or of another shape or dtype.
+    """
+    own = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    names = {entry.name for entry in published.manifest}
+    if names != set(own):
+        raise CheckpointError("published weights are of another model", key="weights",
+                              value=sorted(names ^ set(own))[:3])  # fmt: skip
+    with torch.no_grad():
+        for entry in published.manifest:
+            target = own[entry.name]
+            if tuple(target.shape) != entry.shape or str(target.dtype) != f"torch.{entry.dtype}":
+                raise CheckpointError(f"published as {entry.dtype}{entry.shape}", key="weights", value=entry.name,
+                                      remedy=f"the model has {target.dtype}{tuple(target.shape)}")  # fmt: skip
+            raw = published.buffer[entry.offset : entry.offset + entry.nbytes].copy()
+            target.copy_(torch.from_numpy(raw).view(target.dtype).reshape(entry.shape))

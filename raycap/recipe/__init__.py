@@ -1,0 +1,43 @@
+"""The whole configuration of a run, typed: every default once, unknown keys are errors."""
+
+from raycap.recipe.load import list_recipes, load_recipe, to_yaml
+from raycap.recipe.sections import (
+    CaptionerRecipe,
+    ClipModelRecipe,
+    ClipRecipe,
+    ClipTrainRecipe,
+    ClusterRecipe,
+    DataRecipe,
+    EvaluateRecipe,
+    FeaturesRecipe,
+    MLEContinuedRecipe,
+    MLERecipe,
+    RewardRecipe,
+    ScenesRecipe,
+    SCSTRecipe,
+    Section,
+    VocabularyRecipe,
+)
+from raycap.recipe.whole import Recipe
+
+__all__ = [
+    "CaptionerRecipe",
+    "ClipModelRecipe",
+    "ClipRecipe",
+    "ClipTrainRecipe",
+    "ClusterRecipe",
+    "DataRecipe",
+    "EvaluateRecipe",
+    "FeaturesRecipe",
+    "MLEContinuedRecipe",
+    "MLERecipe",
+    "Recipe",
+    "RewardRecipe",
+    "SCSTRecipe",
+    "ScenesRecipe",
+    "Section",
+    "VocabularyRecipe",
+    "list_recipes",
+    "load_recipe",
+    "to_yaml",
+]

@@ -1,0 +1,171 @@
+"""The sections of a recipe: one pydantic model each, one field a value, its meaning and unit in the description."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ScenesRecipe(Section):
+    num_train: Positive = Field(2400, description="images of the training split, `select` included")
+    num_dev: Annotated[int, Field(ge=0)] = Field(200, description="images of the dev split")
+    num_test: Annotated[int, Field(ge=0)] = Field(400, description="images of the test split")
+    unlabelled_share: Share = Field(0.0, description="share of the training images that come without captions")
+    style: str = Field("default", description="look and wording of the scenes")
+    seed: int = Field(0, ge=0, description="of the drawing; the same seed draws the same scenes on every machine")
+
+
+class DataRecipe(Section):
+    format: Literal["auto", "scenes", "flickr8k", "csv", "coco", "karpathy", "folder"] = Field(
+        "auto", description="layout of `root`; auto looks at what lies there"
+    )
+    root: str | None = Field(None, description="absolute path of the data set (also RAYCAP_DATA); not for scenes")
+    splits: list[str] = Field(["train", "dev", "test"], description="splits to import; their photographs must be there")
+    skip: list[str] | Literal["all"] = Field(
+        [], description="kinds of bad input that are skipped, counted and listed instead of refused"
+    )
+    max_pixels: Positive = Field(64_000_000, description="images with more pixels are refused before decoding")
+    select_size: int | None = Field(None, description="training images kept for model selection; min(500, 10%)")
+    web_share: Share = Field(0.0, description="share of the training images whose captions only CLIPs may see")
+    num_labeled: int | None = Field(None, ge=1, description="labelled images of the captioner; all when not set")
+    labeled_fraction: float | None = Field(None, gt=0, le=1, description="the same as a share of the pool")
+    seed: int = Field(0, ge=0, description="of the cuts (select, web, labelled subset, splits by hash)")
+    scenes: ScenesRecipe = Field(default_factory=lambda: ScenesRecipe(), description="what is drawn, for format=scenes")
+
+
+class FeaturesRecipe(Section):
+    encoder: str = Field("clip.reward", description="`clip.reward`, or a timm model such as tf_efficientnet_lite0")
+    weights: str = Field(
+        "", description="of a timm model: `package:NAME` from an installed package, a file, or empty for timm's own"
+    )
+    kind: Literal["grid", "pooled"] = Field("grid", description="grid cells [G, D] or one vector [D] an image")
+    grid_size: int | None = Field(None, ge=1, description="pool the grid to this many cells a side; as it is when null")
+    dtype: Literal["float16", "float32"] = Field("float16", description="on disk")
+    shard_size: Positive = Field(256, description="images a file; the unit of resuming")
+    batch_size: Positive = Field(32, description="images in one forward pass")
+
+
+class ClipModelRecipe(Section):
+    model: str = Field(..., description="an open_clip model name or one of raycap's configs (raycap/models/configs)")
+    pretrained: str = Field("train", description="`train` (here), an open_clip tag, or a local weights file")
+    prompt: str = Field("A photo depicts ", description="put before every caption")
+    seed: int = Field(0, ge=0, description="of weights and order when trained here")
+
+
+class ClipTrainRecipe(Section):
+    epochs: Positive = Field(10, description="passes over the images")
+    batch_size: Positive = Field(128, description="images a step")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.1, ge=0, description="of AdamW")
+    warmup_share: Share = Field(0.1, description="share of the steps in which the learning rate rises")
+    shift: int = Field(2, ge=0, description="images are shifted by up to this many pixels")
+
+
+class ClipRecipe(Section):
+    reward: ClipModelRecipe | None = Field(None, description="rewards, and gives features where the recipe says so")
+    judge: ClipModelRecipe | None = Field(None, description="measures CLIPScore; never rewards")
+    train: ClipTrainRecipe = Field(default_factory=lambda: ClipTrainRecipe(), description="of those trained here")
+
+
+class VocabularyRecipe(Section):
+    kind: Literal["word", "bpe"] = Field("word", description="one token a word, or byte-level BPE")
+    min_count: Positive = Field(1, description="words that occur less often are unknown (word)")
+    size: Positive = Field(4000, description="number of tokens (bpe)")
+
+
+class CaptionerRecipe(Section):
+    lm: str | None = Field(None, description="pretrained causal LM by name or path; from scratch when null")
+    lm_config: dict[str, Any] = Field(
+        {"model_type": "gpt2", "n_embd": 192, "n_layer": 3, "n_head": 4},
+        description="Hugging Face config of the LM from scratch",
+    )
+    lm_tuning: Literal["full", "frozen"] = Field("full", description="what of the LM is trained")
+    vocabulary: VocabularyRecipe = Field(default_factory=lambda: VocabularyRecipe(), description="of an LM from scratch")
+    mapping: Literal["grid", "mlp", "transformer"] = Field("grid", description="from features to the visual prefix")
+    prefix_length: Positive = Field(10, description="prefix embeddings of mlp and transformer")
+    mapping_layers: Positive = Field(2, description="of the transformer mapping")
+    mapping_heads: Positive = Field(4, description="of the transformer mapping")
+    feature_dropout: Share = Field(0.0, description="dropout on the features while MLE trains (grid mapping)")
+    max_length: Positive = Field(20, description="limit of a caption in tokens, EOS included")
+
+
+class MLERecipe(Section):
+    epochs: Positive = Field(20, description="at most")
+    patience: int = Field(3, ge=1, description="epochs without a better CIDEr-D on `select` before it stops")
+    batch_size: Positive = Field(40, description="images a step")
+    captions_per_image: Positive = Field(5, description="captions of each image in a batch; they share its prefix")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    warmup_steps: int = Field(50, ge=0, description="steps in which the learning rate rises from 0")
+    lr_floor: Share = Field(0.05, description="share of the peak that the cosine ends at, after `epochs`")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are validated and kept")
+
+
+class MLEContinuedRecipe(Section):
+    lr: float = Field(1e-4, gt=0, description="peak learning rate; the rest is as in `mle`")
+    steps: int | None = Field(None, ge=1, description="learner steps; as many seconds as SCST took when null")
+
+
+class RewardRecipe(Section):
+    weight: float = Field(1.0, description="w_c in A = Σ w_c (r_c − baseline_c)")
+    source: str = Field("", description="package.module:ClassName of your own component; empty for a built-in one")
+    options: dict[str, Any] = Field({}, description="keyword arguments of the component")
+    workers: Positive = Field(1, description="actors in its pool")
+    num_cpus: float = Field(0.0, ge=0, description="of each actor")
+    num_gpus: float = Field(0.0, ge=0, description="of each actor")
+
+
+class SCSTRecipe(Section):
+    steps: Positive = Field(200, description="learner steps")
+    batch_size: Positive = Field(40, description="images a step")
+    lease_size: Positive = Field(20, description="images a lease: the unit of generation, reward and loss")
+    num_samples: Positive = Field(5, description="K, sampled captions an image")
+    temperature: float = Field(1.0, gt=0, description="of the samples; the learner scores at the same one")
+    baseline: Literal["greedy", "leave_one_out", "mean"] = Field("greedy", description="what a reward is compared with")
+    scaling: Literal["none", "group"] = Field("none", description="of the advantages, after the weighted sum")
+    normalize: Literal["batch", "sequence", "token"] = Field("batch", description="what the loss is divided by")
+    lr: float = Field(5e-5, gt=0, description="peak learning rate of Adam")
+    lr_floor: Share = Field(1.0, description="share of the peak that it falls to by the last step, linearly")
+    warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
+    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are validated and kept")
+    max_policy_lag: int = Field(0, ge=0, le=1, description="0: synchronous; 1: prompts are generated one version behind")
+    importance: Literal["none", "token", "sequence"] = Field("token", description="weights of stale samples, lag > 0")
+    importance_cap: float = Field(2.0, gt=0, description="they are truncated here")
+    select_every: Positive = Field(50, description="steps between two looks at `select`, each with a checkpoint")
+    keep_checkpoints: Positive = Field(2, description="newest ones kept for resuming, besides the best")
+    collapse_share: Share = Field(0.5, description="the run stops when `select` falls below this share of its start")
+
+
+class EvaluateRecipe(Section):
+    split: Literal["train", "select", "dev", "test"] = Field("test", description="what the table reports on")
+    metrics: list[str] = Field(["bleu", "rouge", "cider", "clipscore"], description="also meteor, spice (Java)")
+    decodings: list[Literal["greedy", "beam"]] = Field(["greedy", "beam"], description="of every row's captions")
+    beam_size: Positive = Field(3, description="of the beam search")
+    batch_size: Positive = Field(100, description="images decoded at once")
+    report_images: int = Field(24, ge=0, description="pictures in the report")
+
+
+class ClusterRecipe(Section):
+    rollout_workers: Positive = Field(2, description="actors that generate")
+    rollout_cpus: float = Field(0.5, ge=0, description="of each rollout worker")
+    rollout_gpus: float = Field(0.0, ge=0, description="of each rollout worker (fractions share a GPU)")
+    rollout_threads: Positive = Field(1, description="torch threads of a rollout worker, and of generation in one process")
+    learner_workers: Positive = Field(1, description="ranks of the learner")
+    learner_cpus: float = Field(0.5, ge=0, description="of each rank")
+    learner_gpus: float = Field(0.0, ge=0, description="of each rank")
+    learner_threads: Positive = Field(2, description="torch threads of a rank, and of learning in one process")
+    lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")
+    max_failures: int = Field(2, ge=0, description="restarts of the learner's worker group")
+    quarantine_after: Positive = Field(3, description="a lease that killed this many workers is set aside")

@@ -1,0 +1,71 @@
+"""The recipe as a whole, and the contradictions between its sections that no single field can see."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from raycap.recipe.sections import (
+    CaptionerRecipe,
+    ClipRecipe,
+    ClusterRecipe,
+    DataRecipe,
+    EvaluateRecipe,
+    FeaturesRecipe,
+    MLEContinuedRecipe,
+    MLERecipe,
+    RewardRecipe,
+    SCSTRecipe,
+    Section,
+)
+
+Stage = Literal["prepare", "clip", "features", "mle", "scst", "mle_continued", "evaluate"]
+
+
+class Recipe(Section):
+    """A run: its stages in order and all their values."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$", description="of the run: its folder under `storage`")
+    stages: list[Stage] = Field(..., min_length=1, description="run in this order; what is finished is reused")
+    storage: str | None = Field(None, description="absolute path that all nodes see (also RAYCAP_STORAGE)")
+    seed: int = Field(0, ge=0, description="of weights, order and samples")
+    seeds: list[int] = Field([], description="several runs, one a seed, in seed-<n>/; `prepare`, `clip`, `features` shared")
+    rerun: Literal["refuse", "stale"] = Field("refuse", description="what to do with finished stages that a change made stale")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    data: DataRecipe = Field(default_factory=lambda: DataRecipe(), description="where images and captions come from")
+    features: FeaturesRecipe = Field(default_factory=lambda: FeaturesRecipe(), description="the frozen encoder's output")
+    clip: ClipRecipe = Field(default_factory=lambda: ClipRecipe(), description="the CLIPs that reward and judge")
+    captioner: CaptionerRecipe = Field(default_factory=lambda: CaptionerRecipe(), description="the model")
+    mle: MLERecipe = Field(default_factory=lambda: MLERecipe(), description="cross-entropy on the labelled images")
+    mle_continued: MLEContinuedRecipe = Field(
+        default_factory=lambda: MLEContinuedRecipe(), description="the control: cross-entropy for as long as SCST took"
+    )
+    scst: SCSTRecipe = Field(default_factory=lambda: SCSTRecipe(), description="self-critical sequence training")
+    rewards: dict[str, RewardRecipe] = Field({"cider": RewardRecipe()}, description="components by name")
+    evaluate: EvaluateRecipe = Field(default_factory=lambda: EvaluateRecipe(), description="metrics and report")
+    cluster: ClusterRecipe = Field(default_factory=lambda: ClusterRecipe(), description="actors and their resources")
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.scst.baseline == "leave_one_out" and self.scst.num_samples < 2:
+            raise ValueError("scst.baseline = 'leave_one_out' needs scst.num_samples of 2 or more")
+        if self.data.num_labeled is not None and self.data.labeled_fraction is not None:
+            raise ValueError("data.num_labeled and data.labeled_fraction are both set: keep one")
+        if self.clip.reward is not None and self.clip.reward == self.clip.judge:
+            raise ValueError("clip.judge is the same as clip.reward: the CLIP that rewards must not judge")
+        if self.clip.reward and self.clip.judge and self.clip.reward.model == self.clip.judge.model:
+            raise ValueError(
+                f"clip.judge.model = {self.clip.judge.model!r}: the judge needs another backbone than clip.reward"
+            )
+        if self.features.encoder == "clip.reward" and self.clip.reward is None and "features" in self.stages:
+            raise ValueError("features.encoder = 'clip.reward', but clip.reward is not set")
+        if "clip" in self.rewards and self.clip.reward is None:
+            raise ValueError("rewards.clip needs clip.reward")
+        if self.features.kind == "pooled" and self.captioner.mapping == "grid":
+            raise ValueError("captioner.mapping = 'grid' needs features.kind = 'grid'; take mlp or transformer")
+        return self
+
+    @property
+    def run_seeds(self) -> list[int]:
+        return self.seeds or [self.seed]

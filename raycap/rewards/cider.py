@@ -1,0 +1,54 @@
+"""CIDEr-D as a training reward: document frequencies frozen from the training references, EOS counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from raycap.errors import RecipeError
+from raycap.metrics.cider import EOS, DocumentFrequency, cider_d, prepare_references
+from raycap.metrics.ptb import tokenize
+from raycap.rewards.context import Context
+from raycap.types import CaptionBatch
+
+
+def write_document_frequency(references: Mapping[str, Sequence[str]], file: Path, *, eos: bool) -> None:
+    """Count document frequencies over all labelled images once and put them into a file, atomically."""
+    tokenized = {image_id: [tokenize(text) for text in texts] for image_id, texts in references.items()}
+    frequency = DocumentFrequency.from_references(tokenized, eos=EOS if eos else None)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_bytes(frequency.to_bytes())
+    temporary.replace(file)
+
+
+class CiderReward:
+    """CIDEr-D against the image's labelled references (Vedantam et al. 2015; SCST's reward). None where it has none.
+
+    Args:
+        eos: append the end-of-sequence token to references and to candidates that finished by themselves; without
+            it the policy learns to stop in the middle.
+    """
+
+    def __init__(self, context: Context, *, eos: bool = True) -> None:
+        frequency = DocumentFrequency.from_bytes(context.document_frequency.read_bytes())
+        if (frequency.eos is not None) != eos:
+            raise RecipeError("the document frequencies were counted with the other setting",
+                              key="rewards.cider.options.eos", value=eos, remedy="rerun=stale")  # fmt: skip
+        references = context.labelled_references()
+        tokenized = {image_id: [tokenize(text) for text in texts] for image_id, texts in references.items()}
+        self.known = frozenset(tokenized)
+        self.prepared = prepare_references(tokenized, frequency)
+        self.signature = f"CIDEr-D[n4,s6.0]+df[train]+eos[{'finished' if eos else 'none'}]"
+
+    def score(self, batch: CaptionBatch) -> list[float | None]:
+        places = [n for n, image_id in enumerate(batch.image_ids) if image_id in self.known]
+        scores: list[float | None] = [None] * len(batch)
+        values = cider_d(
+            [tokenize(batch.captions[n]) for n in places],
+            [batch.image_ids[n] for n in places],
+            self.prepared,
+            finished=[batch.finished[n] for n in places],
+        )
+        for place, value in zip(places, values.tolist(), strict=True):
+            scores[place] = value
+        return scores

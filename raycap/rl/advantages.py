@@ -1,0 +1,104 @@
+"""From component rewards to advantages: baselines, the weighted sum, None-handling, scaling.
+
+The advantage of sample k of image b is A = Σ_c w_c · (r_c − baseline_c); scaling comes after the sum.
+NaN stands for a component's `None` ("does not apply to this caption").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from raycap.errors import RecipeError
+from raycap.types import Bool, ComponentScores, Float32
+
+BASELINES = ("greedy", "leave_one_out", "mean")
+SCALINGS = ("none", "group")
+
+
+def baseline_of(kind: str, rewards: Float32, greedy_rewards: Float32) -> Float32:
+    """What is subtracted from each sample's reward.
+
+    Args:
+        kind: `greedy` (SCST, Rennie et al. 2017 eq. 8), `leave_one_out` ((Σ − r)/(K − 1), Kool et al. 2019; unbiased),
+            or `mean` (the group's mean; biased by the factor (K−1)/K).
+        rewards: float32 [B, K].
+        greedy_rewards: float32 [B].
+
+    Returns:
+        float32, broadcastable to [B, K].
+
+    Raises:
+        RecipeError: unknown kind, or leave_one_out with K = 1.
+    """
+    if kind == "greedy":
+        return greedy_rewards[:, None]
+    if kind == "mean":
+        return rewards.mean(axis=1, keepdims=True)
+    if kind == "leave_one_out":
+        num_samples = rewards.shape[1]
+        if num_samples < 2:
+            raise RecipeError("needs at least two samples an image", key="scst.baseline", value=kind,
+                              remedy="set scst.num_samples=2 or more, or scst.baseline=greedy")  # fmt: skip
+        return (rewards.sum(axis=1, keepdims=True) - rewards) / np.float32(num_samples - 1)
+    raise RecipeError(f"expected one of {', '.join(BASELINES)}", key="scst.baseline", value=kind)
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """Advantages of a batch and what became of each component.
+
+    Attributes:
+        values: float32 [B, K], zero for images that no component applies to.
+        kept: bool [B], False for images left with no component; they leave the loss and are counted.
+        shares: each component's share of Σ|w_c (r_c − baseline_c)| over the batch (they sum to 1, or are all 0).
+        applied: number of images that each component applied to.
+    """
+
+    values: Float32
+    kept: Bool
+    shares: dict[str, float]
+    applied: dict[str, int]
+
+
+def combine(
+    scores: Mapping[str, ComponentScores], weights: Mapping[str, float], *, baseline: str, scaling: str = "none"
+) -> Advantages:
+    """A = Σ_c w_c (r_c − baseline_c), then the scaling.
+
+    A component with a NaN for any caption of an image (the greedy one included) is taken out for all captions of that
+    image; the other components are not rescaled. `scaling="group"` divides an image's advantages by their standard
+    deviation over its K samples plus 1e-6 (GRPO, Shao et al. 2024 eq. 3, without a second centring).
+
+    Args:
+        scores: rewards by component, each float32 [B, K] and [B].
+        weights: weight by component, w_c of this step.
+        baseline: see `baseline_of`.
+        scaling: `none` or `group`.
+    """
+    if not scores:
+        raise RecipeError("no reward component", key="rewards", remedy="name at least one, such as cider")
+    if scaling not in SCALINGS:
+        raise RecipeError(f"expected one of {', '.join(SCALINGS)}", key="scst.scaling", value=scaling)
+    shape = next(iter(scores.values())).rewards.shape
+    total = np.zeros(shape, np.float32)
+    kept = np.zeros(shape[0], bool)
+    absolute: dict[str, float] = {}
+    applied: dict[str, int] = {}
+    for name, score in scores.items():
+        applies = ~(np.isnan(score.rewards).any(axis=1) | np.isnan(score.greedy_rewards))
+        rewards = np.where(applies[:, None], score.rewards, np.float32(0))
+        greedy = np.where(applies, score.greedy_rewards, np.float32(0))
+        part = np.float32(weights[name]) * (rewards - baseline_of(baseline, rewards, greedy))
+        part = np.where(applies[:, None], part, np.float32(0)).astype(np.float32)
+        total += part
+        kept |= applies
+        absolute[name] = float(np.abs(part).sum(dtype=np.float64))
+        applied[name] = int(applies.sum())
+    if scaling == "group":
+        total = total / (total.std(axis=1, keepdims=True) + np.float32(1e-6))
+    everything = sum(absolute.values())
+    shares = {name: (value / everything if everything else 0.0) for name, value in absolute.items()}
+    return Advantages(values=total.astype(np.float32), kept=kept, shares=shares, applied=applied)

@@ -1,0 +1,106 @@
+"""Policy-gradient losses on log-probabilities. Tensors in, scalar tensor out; nothing here knows a model.
+
+Every loss divides by a denominator that the caller may give: a step is worked through in slices (and on several
+ranks), and the slices' losses must add up to the loss of the whole step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raycap.errors import RecipeError
+
+NORMALIZATIONS = ("batch", "sequence", "token")
+
+
+def denominator_of(normalize: str, loss_mask: Tensor) -> float:
+    """The number that a whole step's summed loss is divided by.
+
+    Args:
+        normalize: `batch` and `sequence` count captions, `token` counts tokens.
+        loss_mask: float [N, T] of all captions of the step that take part.
+    """
+    if normalize == "token":
+        return float(loss_mask.sum())
+    if normalize in NORMALIZATIONS:
+        return float(loss_mask.shape[0])
+    raise RecipeError(f"expected one of {', '.join(NORMALIZATIONS)}", key="scst.normalize", value=normalize)
+
+
+def reduce_tokens(per_token: Tensor, loss_mask: Tensor, *, normalize: str, denominator: float) -> Tensor:
+    """Sum a per-token loss over the mask and divide it.
+
+    `batch`: mean over captions of the sum over tokens (the papers' equations). `token`: mean over all tokens.
+    `sequence`: mean over captions of each caption's mean over its tokens. What stands outside the mask, NaN included,
+    reaches neither value nor gradient.
+
+    Args:
+        per_token: float [N, T].
+        loss_mask: float [N, T], 1 up to and including the first EOS.
+        denominator: of the whole step, see `denominator_of`.
+    """
+    kept = torch.where(loss_mask > 0, per_token, torch.zeros_like(per_token))
+    if normalize == "sequence":
+        kept = kept / loss_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    elif normalize not in NORMALIZATIONS:
+        raise RecipeError(f"expected one of {', '.join(NORMALIZATIONS)}", key="scst.normalize", value=normalize)
+    return kept.sum() / denominator
+
+
+def policy_gradient_loss(
+    logprobs: Tensor,
+    loss_mask: Tensor,
+    advantages: Tensor,
+    *,
+    normalize: str = "batch",
+    denominator: float | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """REINFORCE with a baseline: −mean[A · Σ_t logp_t · mask_t] (SCST, Rennie et al. 2017 eq. 9; HAR eq. 2).
+
+    Args:
+        logprobs: float32 [N, T], of the sampled tokens under the policy now, with gradient.
+        loss_mask: float32 [N, T].
+        advantages: float32 [N] or [B, K] with N = B·K; no gradient flows through it.
+        normalize: see `reduce_tokens`.
+        denominator: of the whole step; that of these rows when None.
+        weights: float32 [N, T] or [N, 1], importance weights of stale samples; no gradient flows through them.
+    """
+    per_token = -advantages.detach().reshape(-1, 1) * logprobs
+    if weights is not None:
+        per_token = per_token * weights.detach()
+    if denominator is None:
+        denominator = denominator_of(normalize, loss_mask)
+    return reduce_tokens(per_token, loss_mask, normalize=normalize, denominator=denominator)
+
+
+def importance_weights(
+    logprobs: Tensor, behavior_logprobs: Tensor, loss_mask: Tensor, *, level: str = "token", cap: float = 2.0
+) -> Tensor:
+    """Truncated importance weights min(π/μ, cap) for samples of an older policy (Espeholt et al. 2018, eq. 1's ρ̄).
+
+    Args:
+        logprobs: float32 [N, T], learner's policy.
+        behavior_logprobs: float32 [N, T], policy that sampled.
+        level: `token` gives [N, T]; `sequence` gives [N, 1], the truncated product over the caption.
+    """
+    gap = torch.where(loss_mask > 0, logprobs.detach() - behavior_logprobs, torch.zeros_like(behavior_logprobs))
+    if level == "sequence":
+        gap = gap.sum(dim=1, keepdim=True)
+    elif level != "token":
+        raise RecipeError("expected token or sequence", key="scst.importance", value=level)
+    return gap.exp().clamp(max=cap)
+
+
+def cross_entropy(logprobs: Tensor, loss_mask: Tensor, *, denominator: float | None = None) -> Tensor:
+    """−Σ logp · mask / number of tokens (HAR eq. 1, divided by the tokens).
+
+    Args:
+        logprobs: float32 [N, T], of the reference's tokens.
+        loss_mask: float32 [N, T].
+        denominator: tokens of the whole step; those of these rows when None.
+    """
+    if denominator is None:
+        denominator = float(loss_mask.sum())
+    return reduce_tokens(-logprobs, loss_mask, normalize="token", denominator=denominator)

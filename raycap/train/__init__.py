@@ -1,0 +1,1 @@
+"""The training loops in one process, readable from top to bottom; `raycap.cluster` runs the same parts on Ray."""

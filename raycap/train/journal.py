@@ -1,0 +1,120 @@
+"""Where a loop writes what must survive: its log, its checkpoints, its best captioner.
+
+    STAGE/log.jsonl                     one line a step
+    STAGE/checkpoints/step-000120/      captioner + trainer.pt: everything that a resume needs
+    STAGE/best/                         captioner alone, at its best on `select`
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+
+from raycap.errors import CheckpointError
+from raycap.models.checkpoint import WEIGHTS, fill_captioner, save_captioner, write_folder
+from raycap.models.prefix import PrefixCaptioner
+
+TRAINER = "trainer.pt"
+
+
+class Journal(Protocol):
+    """What the loops ask for."""
+
+    def log(self, record: Mapping[str, Any]) -> None: ...
+    def save(self, step: int, captioner: PrefixCaptioner, state: Mapping[str, Any]) -> None: ...
+    def save_best(self, captioner: PrefixCaptioner, about: Mapping[str, Any]) -> None: ...
+    def restore(self) -> tuple[Path, dict[str, Any]] | None: ...
+
+
+class FolderJournal:
+    """A stage's folder on a file system that the process (and, on a cluster, every node) sees.
+
+    Args:
+        folder: of the stage.
+        keep: newest checkpoints that are kept.
+        watch: called with every record that is logged (progress display).
+        about: goes into every captioner that is saved.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        watch: Callable[[Mapping[str, Any]], None] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.keep, self.about = folder, keep, dict(about or {})
+        self._watch = watch or (lambda record: None)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Finished checkpoints, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*"))
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+        self._watch(record)
+
+    def save(self, step: int, captioner: PrefixCaptioner, state: Mapping[str, Any]) -> None:
+        def fill(folder: Path) -> None:
+            fill_captioner(folder, captioner, {**self.about, "step": step})
+            torch.save({"step": step, **state}, folder / TRAINER)
+
+        write_folder(self.folder / "checkpoints" / f"step-{step:06d}", fill)
+        for old in self.checkpoints[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def save_best(self, captioner: PrefixCaptioner, about: Mapping[str, Any]) -> None:
+        save_captioner(self.folder / "best", captioner, {**self.about, **about})
+
+    def restore(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, or None; log lines after it are cut off.
+
+        A checkpoint that cannot be read is put aside under a name that says so, and the one before it is taken.
+        """
+        for folder in reversed(self.checkpoints):
+            try:
+                state = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
+                with safe_open(folder / WEIGHTS, framework="pt"):  # checks header against size
+                    pass
+            except Exception as error:  # noqa: BLE001 - whatever a broken file makes torch raise
+                folder.rename(folder.with_name(f"broken-{folder.name}"))
+                self.log({"event": "checkpoint_broken", "folder": folder.name, "error": str(error)[:200]})
+                continue
+            self._cut_log(int(state["step"]))
+            return folder, state
+        self._cut_log(-1)
+        return None
+
+    def _cut_log(self, step: int) -> None:
+        file = self.folder / "log.jsonl"
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # the line that a crash cut
+                continue
+            if record.get("step", -1) <= step or "event" in record:
+                kept.append(line)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(file)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """All records of a stage's log."""
+    file = folder / "log.jsonl"
+    if not file.exists():
+        raise CheckpointError("holds no log", key="stage", value=str(folder))
+    return [json.loads(line) for line in file.read_text().splitlines()]

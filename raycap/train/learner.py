@@ -1,0 +1,157 @@
+"""The learner: rollouts in, one optimizer step of policy gradient, weights out. A plain class, used by the one-process
+loop and, unchanged, by the Ray Train job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raycap.data.features import FeatureStore
+from raycap.errors import WorkFailed
+from raycap.models.prefix import PrefixCaptioner
+from raycap.models.weights import snapshot
+from raycap.recipe import SCSTRecipe
+from raycap.rl.advantages import Advantages, combine
+from raycap.rl.diagnostics import ratio_diagnostics
+from raycap.rl.losses import denominator_of, importance_weights, policy_gradient_loss
+from raycap.train.optimizing import Alone, Average, Group, set_lr, warmup_linear
+from raycap.train.validation import to_device
+from raycap.types import Rollouts, WeightsId, WeightSnapshot
+
+
+class Learner:
+    """Owns the policy and its optimizer.
+
+    Dropout is off in the whole RL stage. A step's loss is worked through lease by lease and normalised over the whole
+    step, so its gradient does not depend on how the step is cut.
+
+    Args:
+        captioner: the policy, trained in place.
+        weights: of the reward components.
+        group: the ranks that learn together; each `update` gets this rank's leases.
+    """
+
+    def __init__(
+        self,
+        captioner: PrefixCaptioner,
+        features: FeatureStore,
+        recipe: SCSTRecipe,
+        weights: Mapping[str, float],
+        group: Group | None = None,
+    ) -> None:
+        self.captioner, self.features, self.recipe, self.weights = captioner.eval(), features, recipe, dict(weights)
+        self.group = group or Alone()
+        self.step, self.incarnation = 0, 0
+        self.parameters = [p for p in captioner.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+        self.average = Average(captioner, recipe.ema)
+
+    @property
+    def weights_id(self) -> WeightsId:
+        """Identity of the policy now, which generates step `self.step` at lag 0."""
+        return WeightsId(self.incarnation, self.step)
+
+    def publish(self) -> WeightSnapshot:
+        """A copy of the policy now."""
+        return snapshot(self.captioner, self.weights_id)
+
+    def update(self, rollouts: Sequence[Rollouts]) -> dict[str, Any]:
+        """One optimizer step on this rank's leases of a step; what was measured.
+
+        Raises:
+            WorkFailed: the gradient is not finite; nothing was changed.
+        """
+        recipe = self.recipe
+        mixed = [
+            combine(r.scores, self.weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts
+        ]
+        batches = [self._batch(r, a) for r, a in zip(rollouts, mixed, strict=True)]
+        counts = [denominator_of(recipe.normalize, mask) for _, mask, _, _ in batches]
+        denominator = self.group.sum_values([sum(counts)])[0]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum, diagnostics = 0.0, []
+        for rollout, mix, (tokens, mask, behavior, advantages) in zip(rollouts, mixed, batches, strict=True):
+            if not len(tokens):
+                continue
+            images = [p.image_id for p, kept in zip(rollout.lease.prompts, mix.kept, strict=True) if kept]
+            loss, logprobs = self._loss(images, tokens, mask, behavior, advantages, denominator)
+            loss.backward()
+            loss_sum += float(loss.detach())
+            diagnostics.append(ratio_diagnostics(logprobs, behavior, mask))
+        self.group.sum_gradients(self.parameters)
+        norm = self._apply()
+        return {
+            "pg_loss": self.group.sum_values([loss_sum])[0],
+            "grad_norm": norm,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **_mean_of(diagnostics),
+            **_reward_figures(rollouts, mixed),
+        }
+
+    def _batch(self, rollout: Rollouts, advantages: Advantages) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens, loss mask, behavior log-probabilities and advantages of the images that some component applies to."""
+        device = self.parameters[0].device
+        generation, images = rollout.generation, len(rollout.lease.prompts)
+        rows = np.repeat(advantages.kept, generation.num_samples)
+        width = generation.tokens.shape[1]
+        mask = (np.arange(width)[None] < generation.lengths[:, None]).astype(np.float32)
+        values = advantages.values.reshape(images * generation.num_samples)
+        arrays = (generation.tokens, mask, generation.behavior_logprobs, values)
+        return tuple(torch.from_numpy(a[rows]).clone().to(device) for a in arrays)  # type: ignore[return-value]
+
+    def _loss(
+        self, images: Sequence[str], tokens: Tensor, mask: Tensor, behavior: Tensor, advantages: Tensor, denominator: float
+    ) -> tuple[Tensor, Tensor]:
+        recipe = self.recipe
+        conditioning = self.captioner.encode(to_device(self.features, images, self.captioner))
+        logprobs = self.captioner.score(conditioning, tokens, mask, temperature=recipe.temperature)
+        weights = None
+        if recipe.max_policy_lag > 0 and recipe.importance != "none":
+            weights = importance_weights(logprobs, behavior, mask, level=recipe.importance, cap=recipe.importance_cap)
+        loss = policy_gradient_loss(
+            logprobs, mask, advantages, normalize=recipe.normalize, denominator=denominator, weights=weights
+        )
+        return loss, logprobs
+
+    def _apply(self) -> float:
+        recipe = self.recipe
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.grad_clip)
+        if not bool(torch.isfinite(norm)):
+            raise WorkFailed(f"the gradient of step {self.step} is not finite", key="grad_norm", value=float(norm),
+                             remedy="the last checkpoint is unharmed; lower scst.lr")  # fmt: skip
+        factor = warmup_linear(self.step, warmup=recipe.warmup_steps, total=recipe.steps, floor=recipe.lr_floor)
+        set_lr(self.optimizer, recipe.lr * factor)
+        self.optimizer.step()
+        self.average.update()
+        self.step += 1
+        return float(norm)
+
+
+def _mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    if not records:
+        return {}
+    out = {name: sum(r[name] for r in records) / len(records) for name in records[0]}
+    out["ratio_max_error"] = max(r["ratio_max_error"] for r in records)
+    return out
+
+
+def _reward_figures(rollouts: Sequence[Rollouts], mixed: Sequence[Advantages]) -> dict[str, Any]:
+    """Means, spreads and shares by component; sampled beside greedy, from step 0 on."""
+    out: dict[str, Any] = {}
+    for name in rollouts[0].scores:
+        sampled = np.concatenate([r.scores[name].rewards.reshape(-1) for r in rollouts])
+        greedy = np.concatenate([r.scores[name].greedy_rewards for r in rollouts])
+        out[f"reward/{name}/sampled"] = float(np.nanmean(sampled)) if len(sampled) else 0.0
+        out[f"reward/{name}/spread"] = float(np.nanstd(sampled)) if len(sampled) else 0.0
+        out[f"reward/{name}/greedy"] = float(np.nanmean(greedy))
+        out[f"reward/{name}/share"] = float(np.mean([a.shares[name] for a in mixed]))
+        out[f"reward/{name}/images"] = sum(a.applied[name] for a in mixed)
+    out["images_without_reward"] = int(sum((~a.kept).sum() for a in mixed))
+    out["length"] = float(np.concatenate([r.generation.lengths for r in rollouts]).mean())
+    out["finished_share"] = float(np.concatenate([r.generation.finished for r in rollouts]).mean())
+    return out

@@ -1,0 +1,109 @@
+"""Maximum likelihood (HAR eq. 1, the self-supervised paper's L_supv) in one process, top to bottom.
+
+Per step: images with several captions each, their prefix once, cross-entropy a token, AdamW. Per epoch: loss and greedy
+CIDEr-D on `select`, a checkpoint, and the best captioner so far. It stops when `select` no longer improves.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from raycap.data.features import FeatureStore
+from raycap.models.prefix import PrefixCaptioner
+from raycap.recipe import MLERecipe
+from raycap.rl.losses import cross_entropy
+from raycap.train.journal import Journal
+from raycap.train.labelled import LabelledSet
+from raycap.train.optimizing import Alone, Average, Group, adamw, set_lr, warmup_cosine
+from raycap.train.resuming import load_training_state, training_state
+from raycap.train.seeding import DROPOUT, seed_torch
+from raycap.train.validation import BestKeeper, Validator, to_device
+
+
+def train_mle(
+    captioner: PrefixCaptioner,
+    labelled: LabelledSet,
+    features: FeatureStore,
+    validator: Validator,
+    recipe: MLERecipe,
+    *,
+    seed: int,
+    journal: Journal,
+    group: Group | None = None,
+    total_steps: int | None = None,
+) -> dict[str, Any]:
+    """Train until `select` no longer improves, or for `total_steps` when given.
+
+    Args:
+        captioner: trained in place; at the end it holds the last step's weights, the best ones are in the journal.
+        labelled: captions that may be read. Each rank takes its share of every batch's images.
+        total_steps: run exactly this long, whatever `select` says (the control "MLE continued").
+
+    Returns:
+        best_cider, best_step, steps, seconds.
+    """
+    group = group or Alone()
+    optimizer = adamw(captioner, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    average, keeper = Average(captioner, recipe.ema), BestKeeper()
+    per_epoch = labelled.steps_per_epoch(recipe.batch_size)
+    last = total_steps or recipe.epochs * per_epoch
+    step, seconds = load_training_state(journal, captioner, optimizer, average, keeper)
+    if total_steps and step == 0:  # the control keeps what it started from when nothing later is better
+        _look(captioner, validator, keeper, journal, 0)
+    started = time.perf_counter()
+    losses: list[float] = []
+    captioner.train()
+    while step < last:
+        if not total_steps and keeper.looks_since >= recipe.patience:
+            break
+        set_lr(optimizer, recipe.lr * warmup_cosine(step, warmup=recipe.warmup_steps, total=last, floor=recipe.lr_floor))
+        losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group))
+        average.update()
+        step += 1
+        if step % per_epoch == 0 or step == last:
+            with average.applied():
+                values = _look(captioner, validator, keeper, journal, step)
+            elapsed = seconds + time.perf_counter() - started
+            journal.log({"step": step, "epoch": step / per_epoch, "total_steps": last, "seconds": elapsed, **values,
+                         "train_loss": sum(losses) / len(losses), "lr": optimizer.param_groups[0]["lr"]})  # fmt: skip
+            losses = []
+            journal.save(step, captioner, training_state(optimizer, average, keeper, elapsed))
+        else:
+            journal.log({"step": step, "total_steps": last, "seconds": seconds + time.perf_counter() - started})
+    seconds += time.perf_counter() - started
+    return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}
+
+
+def _step(
+    captioner: PrefixCaptioner, labelled: LabelledSet, features: FeatureStore, recipe: MLERecipe,
+    optimizer: torch.optim.Optimizer, seed: int, step: int, group: Group,
+) -> float:  # fmt: skip
+    """One optimizer step; the mean cross-entropy a token over all ranks."""
+    batch = labelled.batch(step, batch_size=recipe.batch_size, captions_per_image=recipe.captions_per_image, seed=seed)
+    share = slice(group.rank * len(batch.image_ids) // group.size, (group.rank + 1) * len(batch.image_ids) // group.size)
+    rows = slice(share.start * recipe.captions_per_image, share.stop * recipe.captions_per_image)
+    seed_torch(seed, DROPOUT, step, group.rank)
+    device = next(captioner.parameters()).device
+    mask = torch.from_numpy(batch.loss_mask[rows]).to(device)
+    conditioning = captioner.encode(to_device(features, batch.image_ids[share], captioner))
+    logprobs = captioner.score(conditioning, torch.from_numpy(batch.tokens[rows]).to(device), mask)
+    loss = cross_entropy(logprobs, mask, denominator=float(batch.loss_mask.sum()))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    group.sum_gradients(captioner.parameters())
+    torch.nn.utils.clip_grad_norm_(captioner.parameters(), recipe.grad_clip)
+    optimizer.step()
+    return group.sum_values([float(loss.detach())])[0]
+
+
+def _look(
+    captioner: PrefixCaptioner, validator: Validator, keeper: BestKeeper, journal: Journal, step: int
+) -> dict[str, Any]:
+    cider, xe_loss = validator.cider(captioner), validator.xe_loss(captioner)
+    best = keeper.look(cider, step)
+    if best:
+        journal.save_best(captioner, {"step": step, "select_cider": cider})
+    return {"select_cider": cider, "select_xe_loss": xe_loss, "best": best}

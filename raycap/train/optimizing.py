@@ -1,0 +1,110 @@
+"""What every loop needs around a gradient: the learning rate of a step, averaged weights, gradients over ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Group(Protocol):
+    """The ranks that learn together. `sum_gradients` adds up in a fixed order, so a run repeats itself."""
+
+    rank: int
+    size: int
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None: ...
+    def sum_values(self, values: list[float]) -> list[float]: ...
+
+
+class Alone:
+    """One process, one rank."""
+
+    rank, size = 0, 1
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Nothing to add."""
+
+    def sum_values(self, values: list[float]) -> list[float]:
+        return values
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
+    """Factor of the peak learning rate: linear from 0 over `warmup` steps, then a cosine down to `floor` at `total`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_linear(step: int, *, warmup: int, total: int, floor: float) -> float:
+    """Factor of the peak learning rate: linear up over `warmup` steps, then linear down to `floor` at `total`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 1 - (1 - floor) * progress
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for part in optimizer.param_groups:
+        part["lr"] = lr
+
+
+def adamw(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only: biases, norms and embeddings' scale are left alone."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
+
+
+class Average:
+    """Exponential moving average of the trainable parameters (Polyak averaging); decay 0 is no average at all.
+
+    Early on the decay is (1 + t)/(10 + t), so the random start does not linger.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.count = decay, 0
+        self._live = [p for p in module.parameters() if p.requires_grad]
+        self._mean = [p.detach().clone() for p in self._live] if decay else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if not self.decay:
+            return
+        self.count += 1
+        weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
+        torch._foreach_lerp_(self._mean, self._live, weight)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the module's parameters are the averaged ones."""
+        if not self.decay:
+            yield
+            return
+        kept = [p.detach().clone() for p in self._live]
+        self._copy(self._mean)
+        try:
+            yield
+        finally:
+            self._copy(kept)
+
+    @torch.no_grad()
+    def _copy(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._live, values, strict=True):
+            parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"count": self.count, "mean": self._mean}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.count = int(state["count"])  # type: ignore[call-overload]
+        for mine, other in zip(self._mean, state["mean"], strict=True):  # type: ignore[call-overload]
+            mine.copy_(other)

@@ -1,0 +1,44 @@
+"""Everything that a resumed loop needs beside the weights, in one dict that goes into the checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from raycap.models.checkpoint import load_captioner
+from raycap.models.prefix import PrefixCaptioner
+from raycap.train.journal import Journal
+from raycap.train.optimizing import Average
+from raycap.train.validation import BestKeeper
+
+
+def training_state(
+    optimizer: torch.optim.Optimizer, average: Average, keeper: BestKeeper, seconds: float
+) -> dict[str, Any]:
+    """Optimizer, averaged weights, best look, seconds so far. Order and randomness hang on the step and need no state."""
+    return {
+        "optimizer": optimizer.state_dict(),
+        "average": average.state_dict(),
+        "keeper": keeper.state_dict(),
+        "seconds": seconds,
+    }
+
+
+def load_training_state(
+    journal: Journal, captioner: PrefixCaptioner, optimizer: torch.optim.Optimizer, average: Average, keeper: BestKeeper
+) -> tuple[int, float]:
+    """Go on from the journal's newest checkpoint when there is one: (steps done, seconds spent)."""
+    found = journal.restore()
+    if found is None:
+        return 0, 0.0
+    folder, state = found
+    stored = load_captioner(folder).state_dict()
+    own = captioner.state_dict()
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(stored[name])
+    optimizer.load_state_dict(state["optimizer"])
+    average.load_state_dict(state["average"])
+    keeper.load_state_dict(state["keeper"])
+    return int(state["step"]), float(state["seconds"])

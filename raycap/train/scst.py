@@ -1,0 +1,120 @@
+"""Self-critical sequence training (Rennie et al. 2017; HAR eq. 2) in one process, top to bottom.
+
+Per step: the step's images in fixed slices (leases); K sampled captions and the greedy one of each image; rewards by
+component; advantages; one policy-gradient step. The Ray run (`raycap.cluster`) does the same with actors and equals
+this loop bit by bit at lag 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from raycap.data.features import FeatureStore
+from raycap.decoding.sample import generate
+from raycap.models.prefix import PrefixCaptioner
+from raycap.recipe import ClusterRecipe, SCSTRecipe
+from raycap.rewards.contract import Component, score_generation
+from raycap.train.journal import Journal
+from raycap.train.learner import Learner
+from raycap.train.prompts import PromptSchedule
+from raycap.train.resuming import load_training_state, training_state
+from raycap.train.validation import BestKeeper, Validator, to_device
+from raycap.types import Generation, Lease, Rollouts
+
+
+def train_scst(
+    captioner: PrefixCaptioner,
+    schedule: PromptSchedule,
+    features: FeatureStore,
+    components: Mapping[str, Component],
+    weights: Mapping[str, float],
+    validator: Validator,
+    recipe: SCSTRecipe,
+    cluster: ClusterRecipe,
+    *,
+    max_length: int,
+    seed: int,
+    journal: Journal,
+) -> dict[str, Any]:
+    """Train for `recipe.steps` steps from the captioner's present weights.
+
+    Returns:
+        best_cider, best_step, start_cider, steps, seconds.
+    """
+    learner, keeper = Learner(captioner, features, recipe, weights), BestKeeper(recipe.collapse_share)
+    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, keeper)
+    started = time.perf_counter()
+    if learner.step == 0:
+        look(learner, validator, keeper, journal)
+    while learner.step < recipe.steps:
+        rollouts = []
+        torch.set_num_threads(cluster.rollout_threads)
+        for lease in schedule.leases(learner.step):
+            generation = generate_lease(captioner, features, lease, recipe, max_length=max_length, seed=seed)
+            scores = {name: score_generation(name, c, lease.image_ids, generation) for name, c in components.items()}
+            rollouts.append(Rollouts(lease, learner.weights_id, generation, scores))
+        torch.set_num_threads(cluster.learner_threads)
+        values = learner.update(rollouts)
+        elapsed = seconds + time.perf_counter() - started
+        finish_step(learner, values, validator, keeper, journal, elapsed)
+    seconds += time.perf_counter() - started
+    return summary(learner, keeper, seconds)
+
+
+def generate_lease(
+    captioner: PrefixCaptioner, features: FeatureStore, lease: Lease, recipe: SCSTRecipe, *, max_length: int, seed: int
+) -> Generation:
+    """K samples from the whole distribution and the greedy caption of each image of a lease."""
+    return generate(
+        captioner,
+        to_device(features, lease.image_ids, captioner),
+        positions=[prompt.position for prompt in lease.prompts],
+        num_samples=recipe.num_samples,
+        greedy=True,
+        max_length=max_length,
+        seed=seed,
+        step=lease.step,
+        temperature=recipe.temperature,
+    )
+
+
+def finish_step(
+    learner: Learner, values: Mapping[str, Any], validator: Validator, keeper: BestKeeper, journal: Journal, elapsed: float
+) -> None:
+    """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case."""
+    recipe, seen = learner.recipe, {}
+    due = learner.step % recipe.select_every == 0 or learner.step == recipe.steps
+    if due:
+        seen = look(learner, validator, keeper, journal)
+    journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
+    if due:
+        state = training_state(learner.optimizer, learner.average, keeper, elapsed)
+        journal.save(learner.step, learner.captioner, state)
+
+
+def look(learner: Learner, validator: Validator, keeper: BestKeeper, journal: Journal) -> dict[str, Any]:
+    """Greedy CIDEr-D on `select` with the averaged weights; the best captioner so far is kept.
+
+    Raises:
+        Collapsed: see `BestKeeper.look`.
+    """
+    with learner.average.applied():
+        cider = validator.cider(learner.captioner)
+        best = keeper.look(cider, learner.step)
+        if best:
+            journal.save_best(learner.captioner, {"step": learner.step, "select_cider": cider})
+    return {"select_cider": cider, "best": best}
+
+
+def summary(learner: Learner, keeper: BestKeeper, seconds: float) -> dict[str, Any]:
+    return {
+        "best_cider": keeper.best,
+        "best_step": keeper.best_step,
+        "start_cider": keeper.start,
+        "steps": learner.step,
+        "seconds": seconds,
+    }

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raycap.data.detect import FORMATS, detect_format, import_dataset
+from raycap.data.input_report import InputReport
+from raycap.data.scenes.dataset import draw_scenes
+from raycap.errors import DataError
+
+
+def test_each_format_is_known_by_what_lies_there(tmp_path: Path, flickr8k: Path, write_picture) -> None:
+    draw_scenes(tmp_path / "scenes", num_train=2, num_dev=0, num_test=1)
+    write_picture(tmp_path / "csv" / "Images" / "a.jpg")
+    (tmp_path / "csv" / "captions.txt").write_text("image,caption\na.jpg,a dog\n")
+    write_picture(tmp_path / "folder" / "sub" / "a.jpg")
+    write_picture(tmp_path / "karpathy" / "images" / "a.jpg")
+    (tmp_path / "karpathy" / "dataset_flickr8k.json").write_text(
+        '{"images": [{"filename": "a.jpg", "split": "test", "sentences": [{"raw": "a dog"}]}]}'
+    )
+    write_picture(tmp_path / "coco" / "val2017" / "1.jpg")
+    (tmp_path / "coco" / "annotations").mkdir()
+    (tmp_path / "coco" / "annotations" / "captions_val2017.json").write_text(
+        '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": []}'
+    )
+    for name in FORMATS:
+        root = flickr8k if name == "flickr8k" else tmp_path / name
+        assert detect_format(root) == name
+        assert len(import_dataset(root, report=InputReport())) == {"scenes": 3, "flickr8k": 6}.get(name, 1)
+        assert import_dataset(root, format=name, report=InputReport()) == import_dataset(root, report=InputReport())
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["image,caption\nimages/a.jpg,a dog\n", "image,caption,split\na.jpg,a dog,test\n", "file,text\na.jpg,a dog\n"],
+)
+def test_a_users_own_table_is_a_folder_and_not_the_csv_layout(tmp_path: Path, write_picture, table: str) -> None:
+    write_picture(tmp_path / "images" / "a.jpg")
+    (tmp_path / "captions.csv").write_text(table)
+    assert detect_format(tmp_path) == "folder"
+    report = InputReport()
+    assert import_dataset(tmp_path, report=report)[0].captions == ("a dog",)
+    report.raise_if_refused()
+
+
+def test_what_is_not_recognised_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "mail.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"Looked for: .*Flickr8k\.token\.txt.*Found: letters/, mail\.txt"):
+        detect_format(tmp_path)
+
+
+def test_roots_that_are_not_there_and_unknown_formats(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.root = .*gone.*no such folder"):
+        import_dataset(tmp_path / "gone", report=InputReport())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="a file and not a folder"):
+        detect_format(tmp_path / "file")
+    with pytest.raises(DataError, match=r"data\.format = 'voc'.*auto, scenes"):
+        import_dataset(tmp_path, format="voc", report=InputReport())
+    with pytest.raises(DataError, match=r"split = 'val'"):
+        import_dataset(tmp_path, format="folder", splits={"val"}, report=InputReport())

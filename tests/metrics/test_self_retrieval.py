@@ -1,0 +1,36 @@
+"""Self-retrieval against sorting, and what ties are worth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raycap.errors import Refused
+from raycap.metrics import retrieval
+from raycap.metrics.clipscore import normalised
+from raycap.metrics.retrieval import own_ranks, self_retrieval
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 24])
+def test_equals_sorting(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "_CELLS_AT_ONCE", block)
+    rng = np.random.default_rng(0)
+    image = normalised(rng.normal(size=(40, 8)))
+    caption = normalised(image + rng.normal(size=(40, 8)) * 0.5)
+    order = np.argsort(-(caption @ image.T), axis=1)
+    ranks = np.array([np.flatnonzero(row == i)[0] + 1 for i, row in enumerate(order)])
+    assert own_ranks(caption, image).tolist() == ranks.tolist()
+    recall = self_retrieval(caption, image)
+    assert recall == pytest.approx({k: (ranks <= k).mean() for k in (1, 5, 10)})
+    assert recall[1] < recall[5] < 1
+
+
+def test_captions_that_say_nothing_score_chance() -> None:
+    image = normalised(np.tile([1.0, 0.0], (20, 1)))
+    assert self_retrieval(image, image) == pytest.approx({1: 1 / 20, 5: 5 / 20, 10: 10 / 20})
+    assert own_ranks(image, image).tolist() == [10.5] * 20
+
+
+def test_refuses_unequal_sides() -> None:
+    with pytest.raises(Refused, match="as many captions"):
+        self_retrieval(np.ones((2, 2), np.float32), np.ones((3, 2), np.float32))
