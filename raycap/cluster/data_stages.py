@@ -106,7 +106,9 @@ def clip_stage(run: Run, seed: int) -> dict[str, Any]:
                 progress[role].update(last["step"], last["total_steps"], note)
 
     gather(refs, tick)
-    figures = {role: json.loads((run.path("clip", seed) / role / "clip.json").read_text()) for role in trained_clips(recipe)}
+    figures = {
+        role: json.loads((run.path("clip", seed) / role / "clip.json").read_text()) for role in trained_clips(recipe)
+    }
     return {"seconds": time.perf_counter() - started, "images": len(captions), "clips": figures}
 
 

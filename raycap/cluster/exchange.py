@@ -61,7 +61,9 @@ class Exchange:
         self.counts: Counter[str] = Counter()
         self.quarantined: list[dict[str, Any]] = []
         self._slots: dict[tuple[int, int], _Slot] = {}
-        self._opened = self._taken = 0  # steps below `_opened` have slots or are done; steps below `_taken` are consumed
+        self._opened = self._taken = (
+            0  # steps below `_opened` have slots or are done; steps below `_taken` are consumed
+        )
         self._weights_id: WeightsId | None = None
         self._weights: Any = None
         self._failure: RaycapError | None = None
@@ -132,7 +134,7 @@ class Exchange:
                 self.counts["dropped_stale"] += 1
                 slot.state, slot.holder = PENDING, ""
             else:
-                slot.state, slot.rollouts = READY, rollouts
+                slot.state, slot.holder, slot.rollouts = READY, "", rollouts
             self._check()
             self._changed.notify_all()
             return slot.state == READY

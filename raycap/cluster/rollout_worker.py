@@ -1,4 +1,4 @@
-"""The actor's half: lease a slice, generate its captions, have them scored, deliver them. Knows no step but the lease's.
+"""The actor's half: lease a slice, generate its captions, have them scored, deliver them.
 
 `RolloutWorker` is plain and needs no cluster; `RolloutActor` is its edge: it builds one and walks it through the
 Exchange until the run is over.
@@ -6,6 +6,7 @@ Exchange until the run is over.
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,8 @@ class RolloutActor:
         marks.append(time.perf_counter())
         scores = self.pools.score(lease, generation)
         marks.append(time.perf_counter())
-        spent = dict(zip(("weights", "generate", "reward"), (b - a for a, b in zip(marks, marks[1:], strict=False)),
-                         strict=True))  # fmt: skip
+        parts = (after - before for before, after in itertools.pairwise(marks))
+        spent = dict(zip(("weights", "generate", "reward"), parts, strict=True))
         for name, value in spent.items():
             seconds[name] += value
         assert self.worker.weights_id is not None

@@ -1,9 +1,9 @@
 """Where a run lives, and which of its stages are finished, stale or still to do.
 
-    STORAGE/<name>/<stage>/             with seeds=[0,1]: STORAGE/<name>/seed-<n>/<stage>/ for what hangs on the seed
-        recipe.yaml                     the resolved recipe
-        stage.json                      what the stage was made from: recipe values, fingerprints of its inputs
-        finished.json                   seconds and results; there only when the stage is done
+STORAGE/<name>/<stage>/             with seeds=[0,1]: STORAGE/<name>/seed-<n>/<stage>/ for what hangs on the seed
+    recipe.yaml                     the resolved recipe
+    stage.json                      what the stage was made from: recipe values, fingerprints of its inputs
+    finished.json                   seconds and results; there only when the stage is done
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def gather(refs: Mapping[str, Any], tick: Callable[[], None] = lambda: None, eve
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, RaycapError):
                     raise error.cause from None
-                raise WorkFailed(f"{type(error.cause).__name__}: {error.cause}", key="task", value=names[ref]) from error
+                raise WorkFailed(
+                    f"{type(error.cause).__name__}: {error.cause}", key="task", value=names[ref]
+                ) from error
             except ray.exceptions.RayError as error:
                 raise WorkFailed(str(error)[:500], key="task", value=names[ref],
                                  remedy="run the same command again") from error  # fmt: skip

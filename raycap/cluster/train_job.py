@@ -88,7 +88,10 @@ def run_train_job(
     scaling = ray.train.ScalingConfig(
         num_workers=cluster.learner_workers,
         use_gpu=cluster.learner_gpus > 0,
-        resources_per_worker={"CPU": cluster.learner_cpus, **({"GPU": cluster.learner_gpus} if cluster.learner_gpus else {})},
+        resources_per_worker={
+            "CPU": cluster.learner_cpus,
+            **({"GPU": cluster.learner_gpus} if cluster.learner_gpus else {}),
+        },
     )
     # A name of its own: the same name and path would quietly resume a Ray Train run that had finished.
     run = ray.train.RunConfig(
@@ -102,8 +105,9 @@ def run_train_job(
     try:
         answer = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise WorkFailed(f"the learner failed: {str(error)[-2000:]}", key="stage", value=folder.name,
-                         remedy="run the same command again: it goes on from the last checkpoint") from error  # fmt: skip
+        remedy = "run the same command again: it goes on from the last checkpoint"
+        what = f"the learner failed: {str(error)[-2000:]}"
+        raise WorkFailed(what, key="stage", value=folder.name, remedy=remedy) from error
     if "error" in answer:
         raise answer["error"]
     return answer["result"]

@@ -112,8 +112,8 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     import ray
 
     recipe, folder = run.recipe, run.path("scst", seed)
-    spec = _context(run, folder)
-    schedule = _schedule(run, seed)
+    spec = reward_context(run, folder)
+    schedule = scst_schedule(run, seed)
     exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000).remote(
         schedule,
         total_steps=recipe.scst.steps,
@@ -146,7 +146,8 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
             ray.kill(actor)
 
 
-def _context(run: Run, folder: Path) -> ContextSpec:
+def reward_context(run: Run, folder: Path) -> ContextSpec:
+    """What reward components of the run may know; document frequencies are counted once and lie in `folder`."""
     labelled = run.labelled_ids(run.dataset)
     frequency = folder / "document_frequency.npz"
     if not frequency.exists():
@@ -166,7 +167,8 @@ def _context(run: Run, folder: Path) -> ContextSpec:
     )
 
 
-def _schedule(run: Run, seed: int) -> PromptSchedule:
+def scst_schedule(run: Run, seed: int) -> PromptSchedule:
+    """Prompts by step: labelled images where a reward needs references, all images of the captioner elsewhere."""
     recipe = run.recipe
     ids = run.labelled_ids(run.dataset) if "cider" in recipe.rewards else run.dataset.captioner_ids()
     schedule = PromptSchedule(ids, batch_size=recipe.scst.batch_size, lease_size=recipe.scst.lease_size, seed=seed)
@@ -199,10 +201,16 @@ def _rollout_starter(run: Run, seed: int, pools: RewardPools) -> Callable[[str],
 
     def start(name: str) -> Any:
         return kind.remote(
-            name, str(run.path("mle", seed) / "best"), str(run.path("features", seed) / "captioner"), recipe.scst, pools,
-            max_length=recipe.captioner.max_length, seed=seed, threads=recipe.cluster.rollout_threads,
-            device=run.device if recipe.cluster.rollout_gpus or run.device == "cpu" else "cpu",
-        )  # fmt: skip
+            name,
+            str(run.path("mle", seed) / "best"),
+            str(run.path("features", seed) / "captioner"),
+            recipe.scst,
+            pools,
+            max_length=recipe.captioner.max_length,
+            seed=seed,
+            threads=recipe.cluster.rollout_threads,
+            device=run.device if recipe.cluster.rollout_gpus else "cpu",
+        )
 
     return start
 
@@ -214,7 +222,8 @@ def _shown(folder: Path, label: str) -> Iterator[None]:
     progress = Progress(label, "steps")
 
     def follow() -> None:
-        place, last = 0, {}
+        place = 0
+        last: dict[str, Any] = {}
         while not stop.wait(1.0):
             file = folder / "log.jsonl"
             if not file.exists():

@@ -104,7 +104,7 @@ class FeatureStore:
         if sum(array.nbytes for array in self._arrays) > share_of_memory * available:
             return False
         for array in self._arrays:
-            array.reshape(-1).view(np.uint8)[:: 4096].sum()
+            array.reshape(-1).view(np.uint8)[::4096].sum()
         return True
 
     def get(self, image_ids: Sequence[str], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

@@ -12,19 +12,26 @@ from raycap.models.captioner import Captioner
 
 @dataclass
 class _Done:
-    """Finished hypotheses of one image: (score, tokens), best ones kept."""
+    """Finished hypotheses of one image: (score, tokens), best ones kept; once closed, nothing more comes in.
+
+    An image must close by itself and stay closed: with a length penalty a later hypothesis may score higher, and the
+    image's caption would depend on how long its batch mates keep the search going.
+    """
 
     size: int
     found: list[tuple[float, list[int]]] = field(default_factory=list)
+    closed: bool = False
 
     def add(self, score: float, tokens: list[int]) -> None:
+        if self.closed:
+            return
         self.found.append((score, tokens))
         self.found.sort(key=lambda item: -item[0])
         del self.found[self.size :]
 
-    def closed(self, best_running: float) -> bool:
-        """Whether no running beam can still beat the worst kept hypothesis."""
-        return len(self.found) == self.size and self.found[-1][0] >= best_running
+    def close(self, best_running: float) -> None:
+        """Close when no running beam, at its present length, beats the worst kept hypothesis."""
+        self.closed = self.closed or (len(self.found) == self.size and self.found[-1][0] >= best_running)
 
 
 @torch.inference_mode()
@@ -58,8 +65,9 @@ def beam_search(
         running = keep.values
         beams, words = beams.gather(1, keep.indices), words.gather(1, keep.indices)
         tokens = torch.cat([tokens.gather(1, beams[:, :, None].expand(-1, -1, position)), words[:, :, None]], dim=2)
-        best = (running[:, 0] / length**length_penalty).tolist()
-        if all(d.closed(b) for d, b in zip(done, best, strict=True)) or length == max_length:
+        for hypotheses, best in zip(done, (running[:, 0] / length**length_penalty).tolist(), strict=True):
+            hypotheses.close(best)
+        if all(hypotheses.closed for hypotheses in done) or length == max_length:
             break
         rows = (torch.arange(batch, device=device)[:, None] * beam_size + beams).view(-1)
         _, state = captioner.step(state.select(rows), words.reshape(-1))

@@ -151,7 +151,9 @@ class _Rows:
             behavior_logprobs=cut(self.logprobs[:, :width], sampled),
             finished=cut(self.finished, sampled),
             captions=tuple(decode(row[:n].tolist()) for row, n in zip(tokens, lengths, strict=True)),
-            greedy_captions=tuple(decode(row[:n].tolist()) for row, n in zip(greedy_tokens, greedy_lengths, strict=True)),
+            greedy_captions=tuple(
+                decode(row[:n].tolist()) for row, n in zip(greedy_tokens, greedy_lengths, strict=True)
+            ),
             greedy_finished=cut(self.finished, best),
             num_samples=num_samples,
         )

@@ -36,9 +36,7 @@ def caption_images(
         if decoding == "beam":
             made = [text for text, _ in beam_search(captioner, inputs, beam_size=beam_size, max_length=max_length)]
         else:
-            made = list(
-                generate(captioner, inputs, num_samples=0, greedy=True, max_length=max_length).greedy_captions
-            )
+            made = list(generate(captioner, inputs, num_samples=0, greedy=True, max_length=max_length).greedy_captions)
         captions.update(zip(ids, made, strict=True))
         progress(len(captions), len(image_ids))
     return captions

@@ -12,7 +12,9 @@ from raycap.metrics.clipscore import ClipEmbeddings
 from raycap.models.clip import Clip
 
 
-def judge_images(clip: Clip, paths: Mapping[str, Path], *, max_pixels: int, batch_size: int = 64) -> dict[str, np.ndarray]:
+def judge_images(
+    clip: Clip, paths: Mapping[str, Path], *, max_pixels: int, batch_size: int = 64
+) -> dict[str, np.ndarray]:
     """Unit embedding float32 [D] of each picture."""
     ids = list(paths)
     embeddings: dict[str, np.ndarray] = {}

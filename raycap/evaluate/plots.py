@@ -92,8 +92,6 @@ def training_curves(records: Records, format: Format = "svg") -> bytes | None:
         figure, axes = _figure(len(panels), 1.75 * len(panels) + 0.35)
         for panel, place in zip(panels, axes, strict=True):
             _draw(place, panel, records, axis)
-            place.sharex(axes[-1])
-            place.tick_params(labelbottom=place is axes[-1])
         axes[-1].set_xlabel(axis)
         axes[-1].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         return _bytes(figure, format)
@@ -139,7 +137,7 @@ def cider_plot(rows: Sequence[ResultRow], format: Format = "svg") -> bytes | Non
                 values = summary.values("cider_d")
                 place.plot(values, [number] * len(values), "o", color=COLOURS["ink"], markersize=3.5, zorder=3)
         several = any(len(summary.rows) > 1 for summary in summaries)
-        place.set_xlabel("CIDEr-D, mean over seeds; a dot is a seed" if several else "CIDEr-D")
+        place.set_xlabel("CIDEr-D, mean (dots: single seeds)" if several else "CIDEr-D")
         return _bytes(figure, format)
 
 
@@ -221,7 +219,7 @@ def _draw(place: Axes, panel: _Panel, records: Records, axis: str) -> None:
             place.plot(x[best], y[best], "o", markersize=8, markerfacecolor="none", color=COLOURS["second"])
             place.set_title(f"best {y[best]:.3f} at {axis} {x[best]:g}", loc="right", color=COLOURS["second"])
     if len(panel.series) > 1:  # on the title's line, where it can cover nothing
-        place.legend(loc="lower right", bbox_to_anchor=(1.02, 0.96), ncols=2, borderaxespad=0, columnspacing=1.2)
+        place.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), ncols=2, borderaxespad=0, columnspacing=1.2)
 
 
 def _smoothed(y: Floats) -> Floats:
@@ -254,7 +252,7 @@ def _bars(
     place.set_yticks(range(len(values)), names)
     place.invert_yaxis()
     longest = max(*reach, 0.0) or 1.0
-    place.set_xlim(0, 1.28 * longest)
+    place.set_xlim(0, 1.34 * longest)
     place.xaxis.set_major_locator(MaxNLocator(nbins=5))
     place.spines["left"].set_visible(False)
     for number, (text, value) in enumerate(zip(texts, reach, strict=True)):
@@ -265,7 +263,7 @@ def _bars(
 def _figure(rows: int, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, 1, squeeze=False)
+    axes = figure.subplots(rows, 1, squeeze=False, sharex=True)
     return figure, list(axes[:, 0])
 
 

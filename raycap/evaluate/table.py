@@ -83,20 +83,20 @@ def figures(rows: Sequence[ResultRow], *, extra: bool = False) -> Figures:
     summaries = mean_std(rows)
     several_splits = len({summary.split for summary in summaries}) > 1
     notes = _Footnotes()
-    columns = [c for c in COLUMNS if not c.extra or (extra and any(c.key in s.mean for s in summaries))]
-    gains = _gains(summaries)
+    columns = _columns(summaries, extra)
+    gains, timed = _gains(summaries), any(summary.seconds is not None for summary in summaries)
     lines = []
     for summary, gain in zip(summaries, gains, strict=True):
-        names = (summary.label, *((summary.split,) if several_splits else ()), summary.decoding)
-        values = (_cell(summary, column, notes) for column in columns)
-        seconds = NO_VALUE if summary.seconds is None else f"{summary.seconds:,.0f}"
-        lines.append((*names, *values, seconds, *((gain,) if any(gains) else ())))
-    header = ("label", *(("split",) if several_splits else ()), "decoding", *(c.title for c in columns), "seconds")
-    if any(gains):
-        header = (*header, f"{summaries[-1].label} vs. row")
+        cells = [summary.label, *([summary.split] if several_splits else []), summary.decoding]
+        cells += [_cell(summary, column, notes) for column in columns]
+        cells += [NO_VALUE if summary.seconds is None else f"{summary.seconds:,.0f}"] if timed else []
+        lines.append((*cells, *([gain] if any(gains) else [])))
+    header = ["label", *(["split"] if several_splits else []), "decoding", *(column.title for column in columns)]
+    header += ["seconds"] if timed else []
+    header += [f"{summaries[-1].label} vs. row"] if any(gains) else []
     return Figures(
         title=_title(summaries),
-        header=header,
+        header=tuple(header),
         num_names=3 if several_splits else 2,
         lines=tuple(lines),
         blocks=_blocks(summaries),
@@ -168,6 +168,14 @@ class _Footnotes:
     @property
     def lines(self) -> list[str]:
         return [f"{str(number).translate(_SUPERSCRIPTS)} {text}" for text, number in self._numbers.items()]
+
+
+def _columns(summaries: Sequence[Summary], extra: bool) -> list[Column]:
+    """Those about which a row says something: a value, or (unless the column is an extra one) why there is none."""
+    measured = {key for summary in summaries for key in summary.mean}
+    explained = {key for summary in summaries for key in summary.unavailable}
+    main = [c.key for c in COLUMNS if not c.extra and (c.key in measured or c.key in explained)]
+    return [c for c in COLUMNS if c.key in main or (extra and c.extra and c.key in measured)]
 
 
 def _cell(summary: Summary, column: Column, notes: _Footnotes) -> str:

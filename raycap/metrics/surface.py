@@ -45,7 +45,8 @@ def mean_length(captions: Sequence[Tokens]) -> float:
 
 def has_bad_ending(caption: Tokens) -> bool:
     """Whether a caption ends in a word that cannot end one; an empty caption does not."""
-    return bool(caption) and caption[-1] in BAD_ENDINGS
+    # a single letter keeps its period when it is tokenised: "next to a."
+    return bool(caption) and caption[-1].rstrip(".") in BAD_ENDINGS
 
 
 def bad_ending_rate(captions: Sequence[Tokens]) -> float:

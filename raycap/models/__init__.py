@@ -1,1 +1,1 @@
-"""Torch modules: frozen encoders, CLIP, captioners, and their tokenizers and checkpoints. Nothing here trains or decodes."""
+"""Torch modules: frozen encoders, CLIP, captioners, their tokenizers and checkpoints. Nothing here trains."""

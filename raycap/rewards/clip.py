@@ -12,7 +12,7 @@ from raycap.types import CaptionBatch
 
 
 class ClipReward:
-    """2.5 · max(cos(image, prompt + caption), 0) (Hessel et al. 2021), float32, image embeddings computed beforehand."""
+    """2.5 · max(cos(image, prompt + caption), 0) (Hessel et al. 2021); image embeddings are computed beforehand."""
 
     def __init__(self, context: Context, *, batch_size: int = 256) -> None:
         recipe, folder = context.reward_clip

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -84,5 +83,3 @@ class Context:
     def labelled_references(self) -> Mapping[str, Sequence[str]]:
         """References of every labelled image, in the order of their ids."""
         return {image_id: self.references(image_id) for image_id in sorted(self.spec.labelled)}
-
-

@@ -23,8 +23,10 @@ from raycap.types import CaptionBatch, ComponentScores, Generation
 class RewardContext(Protocol):
     """What a component may know: references and image embeddings by image id, the recipe, the device."""
 
-    recipe: Any
-    device: str
+    @property
+    def recipe(self) -> Any: ...
+    @property
+    def device(self) -> str: ...
 
     def references(self, image_id: str) -> Sequence[str]:
         """The captions that this trial may read for the image; empty when it is unlabelled."""

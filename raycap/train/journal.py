@@ -1,8 +1,8 @@
 """Where a loop writes what must survive: its log, its checkpoints, its best captioner.
 
-    STAGE/log.jsonl                     one line a step
-    STAGE/checkpoints/step-000120/      captioner + trainer.pt: everything that a resume needs
-    STAGE/best/                         captioner alone, at its best on `select`
+STAGE/log.jsonl                     one line a step
+STAGE/checkpoints/step-000120/      captioner + trainer.pt: everything that a resume needs
+STAGE/best/                         captioner alone, at its best on `select`
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ class LabelledSet:
         order = permutation(seed, epoch, len(self), stream=1)[within * size : (within + 1) * size]
         return self.take(order.tolist(), captions_per_image, seed=seed, epoch=epoch)
 
-    def take(self, positions: Sequence[int], captions_per_image: int, *, seed: int = 0, epoch: int = 0) -> LabelledBatch:
+    def take(
+        self, positions: Sequence[int], captions_per_image: int, *, seed: int = 0, epoch: int = 0
+    ) -> LabelledBatch:
         """`captions_per_image` captions of each image, other ones each epoch where an image has more.
 
         Images with fewer captions repeat some.

@@ -67,9 +67,7 @@ class Learner:
             WorkFailed: the gradient is not finite; nothing was changed.
         """
         recipe = self.recipe
-        mixed = [
-            combine(r.scores, self.weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts
-        ]
+        mixed = [combine(r.scores, self.weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts]
         batches = [self._batch(r, a) for r, a in zip(rollouts, mixed, strict=True)]
         counts = [denominator_of(recipe.normalize, mask) for _, mask, _, _ in batches]
         denominator = self.group.sum_values([sum(counts)])[0]
@@ -105,7 +103,13 @@ class Learner:
         return tuple(torch.from_numpy(a[rows]).clone().to(device) for a in arrays)  # type: ignore[return-value]
 
     def _loss(
-        self, images: Sequence[str], tokens: Tensor, mask: Tensor, behavior: Tensor, advantages: Tensor, denominator: float
+        self,
+        images: Sequence[str],
+        tokens: Tensor,
+        mask: Tensor,
+        behavior: Tensor,
+        advantages: Tensor,
+        denominator: float,
     ) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
         conditioning = self.captioner.encode(to_device(self.features, images, self.captioner))

@@ -59,7 +59,9 @@ def train_mle(
     while step < last:
         if not total_steps and keeper.looks_since >= recipe.patience:
             break
-        set_lr(optimizer, recipe.lr * warmup_cosine(step, warmup=recipe.warmup_steps, total=last, floor=recipe.lr_floor))
+        set_lr(
+            optimizer, recipe.lr * warmup_cosine(step, warmup=recipe.warmup_steps, total=last, floor=recipe.lr_floor)
+        )
         losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group))
         average.update()
         step += 1
@@ -83,7 +85,9 @@ def _step(
 ) -> float:  # fmt: skip
     """One optimizer step; the mean cross-entropy a token over all ranks."""
     batch = labelled.batch(step, batch_size=recipe.batch_size, captions_per_image=recipe.captions_per_image, seed=seed)
-    share = slice(group.rank * len(batch.image_ids) // group.size, (group.rank + 1) * len(batch.image_ids) // group.size)
+    share = slice(
+        group.rank * len(batch.image_ids) // group.size, (group.rank + 1) * len(batch.image_ids) // group.size
+    )
     rows = slice(share.start * recipe.captions_per_image, share.stop * recipe.captions_per_image)
     seed_torch(seed, DROPOUT, step, group.rank)
     device = next(captioner.parameters()).device

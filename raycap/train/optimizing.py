@@ -72,7 +72,7 @@ class Average:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay, self.count = decay, 0
-        self._live = [p for p in module.parameters() if p.requires_grad]
+        self._live: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self._mean = [p.detach().clone() for p in self._live] if decay else []
 
     @torch.no_grad()

@@ -35,6 +35,8 @@ class Progress:
     def update(self, done: int, total: int, note: str = "") -> None:
         """Print a line when it is time: the rate is that of the last 50 updates."""
         now = time.monotonic()
+        if self._marks and done == self._marks[-1][1]:  # asked again before anything moved
+            return
         self._marks.append((now, done))
         if now - self._printed < self.every_s and done < total:
             return

@@ -1,4 +1,4 @@
-"""Which images a step trains on: a function of (seed, step) alone, so a resume or a restart repeats and loses nothing."""
+"""Which images a step trains on: a function of (seed, step) alone, so a resume repeats and loses nothing."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from raycap.train.validation import BestKeeper
 def training_state(
     optimizer: torch.optim.Optimizer, average: Average, keeper: BestKeeper, seconds: float
 ) -> dict[str, Any]:
-    """Optimizer, averaged weights, best look, seconds so far. Order and randomness hang on the step and need no state."""
+    """Optimizer, averaged weights, best look, seconds so far; order and randomness hang on the step, without state."""
     return {
         "optimizer": optimizer.state_dict(),
         "average": average.state_dict(),

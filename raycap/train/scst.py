@@ -83,7 +83,12 @@ def generate_lease(
 
 
 def finish_step(
-    learner: Learner, values: Mapping[str, Any], validator: Validator, keeper: BestKeeper, journal: Journal, elapsed: float
+    learner: Learner,
+    values: Mapping[str, Any],
+    validator: Validator,
+    keeper: BestKeeper,
+    journal: Journal,
+    elapsed: float,
 ) -> None:
     """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case."""
     recipe, seen = learner.recipe, {}

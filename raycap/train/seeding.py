@@ -1,4 +1,4 @@
-"""Seeds of a step: everything random that torch draws hangs on (seed, stream, step, rank), so a resume needs no state."""
+"""Seeds of a step: everything that torch draws hangs on (seed, stream, step, rank), so a resume needs no state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look at `select`: greedy CIDEr-D and cross-entropy of held-out training images. It chooses checkpoints, nothing more."""
+"""A look at `select`: greedy CIDEr-D and cross-entropy of held-out training images. It only chooses checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from raycap.train.labelled import LabelledSet
 
 
 def greedy_captions(
-    captioner: PrefixCaptioner, features: FeatureStore, image_ids: Sequence[str], *, max_length: int, batch_size: int = 100
+    captioner: PrefixCaptioner,
+    features: FeatureStore,
+    image_ids: Sequence[str],
+    *,
+    max_length: int,
+    batch_size: int = 100,
 ) -> dict[str, str]:
     """Greedy captions by image id; the captioner is left in the mode it was in."""
     was_training = captioner.training
@@ -27,7 +32,9 @@ def greedy_captions(
     captions: dict[str, str] = {}
     for start in range(0, len(image_ids), batch_size):
         ids = image_ids[start : start + batch_size]
-        made = generate(captioner, to_device(features, ids, captioner), num_samples=0, greedy=True, max_length=max_length)
+        made = generate(
+            captioner, to_device(features, ids, captioner), num_samples=0, greedy=True, max_length=max_length
+        )
         captions.update(zip(ids, made.greedy_captions, strict=True))
     captioner.train(was_training)
     return captions

@@ -171,11 +171,12 @@ class TestDocumentFrequency:
         assert cider_d([["a", "man"]], ["x"], copied, [True]) == pytest.approx(ours)
 
 
-class TestEndOfSequence:
-    REFERENCES = {"x": [["a", "man", "riding", "a", "horse"]], "y": [["a", "dog"]], "z": [["rain"]]}
+RIDING = {"x": [["a", "man", "riding", "a", "horse"]], "y": [["a", "dog"]], "z": [["rain"]]}
 
+
+class TestEndOfSequence:
     def test_counts_for_finished_captions_only(self) -> None:
-        _, prepared = prepare_training(self.REFERENCES, EOS)
+        _, prepared = prepare_training(RIDING, EOS)
         whole, cut = ["a", "man", "riding", "a", "horse"], ["a", "man", "riding", "a"]
         scores = cider_d([whole, whole, cut, cut], ["x"] * 4, prepared, [True, False, True, False])
         assert scores[0] > scores[1]  # same words, but it did not stop by itself
@@ -183,17 +184,17 @@ class TestEndOfSequence:
         assert scores[0] == pytest.approx(10.0)
 
     def test_is_in_the_frequencies(self) -> None:
-        df, _ = prepare_training(self.REFERENCES, EOS)
+        df, _ = prepare_training(RIDING, EOS)
         assert df[[EOS]] == 3
         assert df[["horse", EOS]] == 1
 
     def test_flags_are_required(self) -> None:
-        _, prepared = prepare_training(self.REFERENCES, EOS)
+        _, prepared = prepare_training(RIDING, EOS)
         with pytest.raises(Refused, match="finished"):
             cider_d([["a"]], ["x"], prepared)
 
     def test_without_eos_flags_change_nothing(self) -> None:
-        _, prepared = prepare_training(self.REFERENCES)
+        _, prepared = prepare_training(RIDING)
         flagged = cider_d([["a", "dog"]] * 2, ["y"] * 2, prepared, [True, False])
         assert flagged[0] == flagged[1]
 

@@ -35,8 +35,8 @@ def _fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) ->
     monkeypatch.setattr(java_module, "find_java", lambda: str(script))
 
 
-def test_meteor_equals_the_reference_program(java: str) -> None:
-    """Values of pycocoevalcap's Meteor; the empty caption and the separator inside a caption must not break the talk."""
+def test_meteor_scores_difficult_captions(java: str) -> None:
+    """An empty caption and the separator inside a caption must not break the dialogue."""
     before = _children()
     result = meteor([*CANDIDATES, [], ["a", "|||", "man"]], [*REFERENCES, [["a", "dog"]], [["a", "man"]]])
     assert not isinstance(result, str), result

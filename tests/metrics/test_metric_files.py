@@ -39,7 +39,8 @@ def test_candidates_in_every_form(text: str) -> None:
         json.dumps(ANNOTATIONS),
         '{"1": ["a dog", "one dog"], "2": ["a cat"]}',
         '{"image_id": 1, "references": ["a dog", "one dog"]}\n{"image_id": 2, "references": ["a cat"]}',
-        '{"image_id": 1, "caption": "a dog"}\n{"image_id": 2, "caption": "a cat"}\n{"image_id": 1, "caption": "one dog"}',
+        '{"image_id": 1, "caption": "a dog"}\n{"image_id": 2, "caption": "a cat"}\n'
+        '{"image_id": 1, "caption": "one dog"}\n',
     ],
 )
 def test_references_in_every_form(text: str) -> None:

@@ -1,4 +1,7 @@
-"""Fuzzing the PTB tokenizer against the real one: pieces of every difficult kind, glued at random. One JVM for all."""
+"""Fuzzing against the real tokenizer: pieces of every difficult kind, glued at random. One JVM for each test.
+
+The last test goes on from there: whole random corpora, raw strings in, against pycocoevalcap's scores.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
-from raycap.metrics.ptb import tokenize
+import pytest
 
-PIECES = """
+from raycap.metrics.ptb import tokenize
+from raycap.metrics.score import score_captions
+
+_PIECES = """
 a man A The dog dog's Cats cannot CANNOT gonna Gonna gimme lemme wanna gotta 'tis 'Twas it's we'll don't DON'T doesn’t
 can't shouldn't've I'd've y'all o'clock O'Brien d'Angelo l'oreal c'mon 'em 'til 'till 'cause 'n' rock'n'roll ma'am U.S.
 u.s. U.K. a.m. P.M. p.m e.g. i.e. etc. Etc. Mr. mr. Mrs Dr. St. Ave. Inc. Co. Ltd. Corp. pty. PTY. pte. Ltd limited co.
@@ -26,7 +32,8 @@ www.foo.co.uk/bar example.com Example.com foo.org/bar, foo@bar.com <foo@bar.com>
 \ufeff \u200d \x00 \x07 \x7f \x80 \x85 \x91 \x92 \x93 \x94 \x96 a.b a..b a.b.c a,b a;b a:b a!b 3-D 2x4 F-16 1990-2000
 '12 007 1.2.3 .net C.D.s Cap'n c'est cont'd. Dunkin' somethin' ol' li'l nor'easter s'mores non-U.S. U.S.-U.K. EU-U.S.
 Sino-U.S. ٣٤ ١/٢ a٣ 1٫5 、 。 ！ ＄ １２ ﬁ ǅ ß ſ ؟ x.[^x=abc<>] <_< (x_x) <:) ;-P
-""".split()
+"""
+PIECES = _PIECES.split()
 SINGLE = list("abcdnstTAIUSy'’`\"“”.,;:!?-–—_/\\()[]{}<>&@#$%^*+=~|0123456789 é日😀£€½°²\u00ad\u00a0\u3000\u200b…x^")
 LINE_BREAKS = re.compile("[\n\r\x0b\x0c\u2028\u2029]")
 
@@ -81,3 +88,42 @@ def test_equals_the_java_tool_on_every_character(java_tokenize: Callable[[Sequen
         if (ours := " ".join(tokenize(caption))) != theirs
     ]
     assert not different[:5], f"{len(different)} of {len(captions)}"
+
+
+def test_scores_from_raw_strings_equal_the_reference_tools(
+    java_tokenize: Callable[[Sequence[str]], list[str]],
+) -> None:
+    bleu = pytest.importorskip("pycocoevalcap.bleu.bleu").Bleu
+    rouge = pytest.importorskip("pycocoevalcap.rouge.rouge").Rouge
+    cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider
+    rng = random.Random(7)
+    plain = ["a", "man", "A", "dog", "runs", "on", "the", "beach", "two", "dogs", "é", "1/2", "1 1/2", "日本"]
+
+    def caption() -> str:
+        return (
+            _caption(rng)
+            if rng.random() < 0.3
+            else " ".join(rng.choices(plain, k=rng.randint(0, 9))) + rng.choice(".  ")
+        )
+
+    corpora = [
+        [(caption(), ["a " + caption() for _ in range(rng.randint(1, 4))]) for _ in range(rng.randint(1, 5))]
+        for _ in range(150)
+    ]
+    lines = iter(java_tokenize([one for corpus in corpora for cand, several in corpus for one in [cand, *several]]))
+    for corpus in corpora:
+        candidates = {str(i): cand for i, (cand, _) in enumerate(corpus)}
+        references = {str(i): several for i, (_, several) in enumerate(corpus)}
+        res, gts = {}, {}
+        for i, (_, several) in enumerate(corpus):
+            res[str(i)], gts[str(i)] = [next(lines)], [next(lines) for _ in several]
+        ours = score_captions(candidates, references)
+        corpus_bleu, each_bleu = bleu().compute_score(gts, res, verbose=0)
+        assert [ours.metrics[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx(corpus_bleu, abs=1e-9)
+        for key, (value, each) in {
+            "bleu_4": (corpus_bleu[3], each_bleu[3]),
+            "rouge_l": rouge().compute_score(gts, res),
+            "cider_d": cider().compute_score(gts, res),
+        }.items():
+            assert ours.metrics[key] == pytest.approx(value, abs=1e-9)
+            assert [ours.per_image[image][key] for image in candidates] == pytest.approx(list(each), abs=1e-9)

@@ -41,7 +41,7 @@ def test_common_subsequence_equals_the_table(one: str, other: str) -> None:
 
 def test_by_hand() -> None:
     """Best precision 3/4 from the first reference, best recall 1 from the second: F with β² = 1.44."""
-    score = rouge_l_caption("a dog runs home".split(), ["a dog was home again".split(), "dog home".split()])
+    score = rouge_l_caption(["a", "dog", "runs", "home"], [["a", "dog", "was", "home", "again"], ["dog", "home"]])
     assert score == pytest.approx(2.44 * 0.75 * 1 / (1 + 1.44 * 0.75))
 
 

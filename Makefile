@@ -1,0 +1,45 @@
+# Two commands: `make demo` and `make test`. Both make the environment first when it is missing.
+VENV ?= .venv
+PYTHON ?= python3
+STORAGE ?= $(CURDIR)/runs
+RECIPE ?= scenes
+ARGS ?=
+BIN := $(abspath $(VENV))/bin
+
+.PHONY: help install demo lint format test test-slow clean
+
+help:
+	@echo "make demo       train a captioner on drawn scenes with SCST on Ray, and write a report (minutes)"
+	@echo "make test       the tests (make test-slow: the long ones)"
+	@echo "make lint       ruff and mypy"
+	@echo "make install    the environment (VENV=.venv)"
+
+install: $(BIN)/.installed
+
+$(BIN)/.installed: pyproject.toml requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+demo: install
+	$(BIN)/python -m raycap.cluster.demo recipe=$(RECIPE) storage=$(STORAGE) $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: install
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,150 @@
+"""What all commands share: exit codes, one line for an error, common options, output that is whole or not there.
+
+0 done, 2 refused (input or configuration, usage included), 1 the work failed. No traceback unless `--debug`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raycap.errors import RaycapError, Refused
+
+_OPTIONS = {
+    "data.root": "--data",
+    "data.skip": "--skip",
+    "data.format": "--format",
+    "data.max_pixels": "--max-pixels",
+    "scst.seed": "--seed",
+}
+"""Recipe keys that errors of the data room name, and how these commands call them."""
+
+
+class Raycap(click.Group):
+    """A group that ends the process with the promised exit code, whatever a command raises."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of a run, not of the alphabet
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        arguments = list(sys.argv[1:] if args is None else args)
+        debug = "--debug" in arguments
+        extra.pop("standalone_mode", None)
+        try:
+            code = super().main(arguments, prog_name or "raycap", standalone_mode=False, **extra)
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            code = _fail("stopped", 1, debug)
+        except RaycapError as error:
+            code = _fail(str(in_options(error)), error.exit_code, debug)
+        except Exception as error:  # noqa: BLE001 - the last place to keep the promise: one line, exit 1
+            name = type(error).__name__
+            code = _fail(f"{name}: {str(error).strip() or 'no message'} (--debug shows where)", 1, debug)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"raycap: {message}", err=True)
+    return code
+
+
+def in_options(error: RaycapError) -> RaycapError:
+    """The error with recipe keys as the options of the command line."""
+
+    def spoken(text: str | None) -> str | None:
+        if text is None:
+            return None
+        text = re.sub(r"data\.skip=\[([^\]]*)\]", r"--skip \1", text)
+        for key, option in _OPTIONS.items():
+            text = re.sub(rf"(?<![\w.]){re.escape(key)}(?![\w.])", option, text)
+        return text
+
+    changed = type(error)(spoken(error.what) or "", remedy=spoken(error.remedy))
+    changed.key, changed.value, changed._has_value = spoken(error.key), error.value, error._has_value
+    return changed
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Kept for commands that hand it on; errors look for it in the arguments, so that it works for those of parsing."""
+    if value:
+        context.meta["raycap.debug"] = True
+
+
+debug_option = click.option("--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks.")
+
+checkpoint_option = click.option(
+    "--checkpoint", required=True, type=click.Path(path_type=Path), metavar="FOLDER",
+    help="A stage's folder such as STORAGE/NAME/scst, a checkpoint in it, or an export.",
+)  # fmt: skip
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+max_pixels_option = click.option(
+    "--max-pixels", type=click.IntRange(min=1), help="Larger pictures are refused undecoded; the recipe's when not set."
+)
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in the order of the help page; `--debug` last."""
+
+    def decorate(function: Any) -> Any:
+        for decorator in reversed([*decorators, debug_option]):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def comma_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """`a,b, c` as ("a", "b", "c"), each once; None when the option is not given."""
+    if value is None:
+        return None
+    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def metric_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names of metrics; an unknown one is a usage error, before any work."""
+    from raycap.metrics.score import METRICS
+
+    names = comma_list(context, parameter, value)
+    unknown = [name for name in names or () if name not in METRICS]
+    if names is not None and (unknown or not names):
+        raise click.BadParameter(f"{value!r}: choose from {', '.join(METRICS)}")
+    return names
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A JSON file, whole or not at all; its folder is made when missing."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file, whole or not at all; raises Refused where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise Refused(f"cannot be written: {error.strerror}", key="out", value=str(path),
+                      remedy="name another place") from error  # fmt: skip
+
+
+def out_folder(path: Path) -> Path:
+    """The folder, made when missing; raises Refused where that cannot be, before any work is done for it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"cannot be made: {error.strerror}", key="out", value=str(path),
+                      remedy="name another folder") from error  # fmt: skip
+    return path.absolute()

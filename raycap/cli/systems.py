@@ -1,0 +1,177 @@
+"""Commands that caption with a trained system: `evaluate`, `caption`, `export`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from raycap.cli.group import (
+    checkpoint_option,
+    comma_list,
+    device_option,
+    max_pixels_option,
+    metric_list,
+    options,
+    out_folder,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from raycap.evaluate.on_data import Evaluation
+    from raycap.evaluate.pictures import Opened
+    from raycap.evaluate.system import Decoding, System
+
+FORMATS = ("auto", "flickr8k", "csv", "coco", "karpathy", "folder", "scenes")
+
+
+@click.command()
+@options(
+    checkpoint_option,
+    click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The data set."),
+    click.option("--format", "format_", type=click.Choice(FORMATS), default="auto", show_default=True,
+                 help="Layout of the data set; auto looks at what lies there."),
+    click.option("--split", type=click.Choice(["train", "dev", "test", "all"]), default="test", show_default=True,
+                 help="Only its list and its photographs need to be there."),
+    click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
+                 help="Takes metrics.json, captions.greedy.json, captions.beam.json, report.html, input.json. Without "
+                 "it the metrics go to standard output and nothing is written."),
+    click.option("--skip", callback=comma_list, metavar="KIND,...|all",
+                 help="Bad input that is left out and counted instead of refused, such as image_missing."),
+    click.option("--metrics", callback=metric_list, metavar="NAME,...",
+                 help="bleu, rouge, cider, meteor, spice, clipscore, refcompare; the recipe's when not set."),
+    click.option("--beam-size", type=click.IntRange(min=1), help="Of the beam search; the recipe's when not set."),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Images at once; the recipe's when not set."),
+    max_pixels_option,
+    device_option,
+)  # fmt: skip
+def evaluate(**given: Any) -> None:
+    """Caption a split of any data set with a checkpoint and score the captions.
+
+    Greedy and beam captions; CLIPScore is by the judge of the checkpoint's run. Progress and table go to standard
+    error.
+    """
+    from raycap.evaluate.on_data import evaluate_system, read_split, result_rows
+    from raycap.evaluate.system import System
+    from raycap.evaluate.table import print_table
+    from raycap.train.progress import Progress
+
+    system = System.open(given["checkpoint"], given["device"])
+    out = out_folder(given["out"]) if given["out"] else None
+    recipe = system.origin.recipe
+    most = given["max_pixels"] or recipe.data.max_pixels
+    split = read_split(
+        given["data"].absolute(), format=given["format_"], split=given["split"], skip=given["skip"] or (),
+        seed=recipe.data.seed, max_pixels=most, progress=Progress("check", "images", out=sys.stderr).update,
+    )  # fmt: skip
+    click.echo(split.report.summary(), err=True)
+    evaluation = evaluate_system(
+        system, split, given["metrics"] or recipe.evaluate.metrics, max_pixels=most,
+        beam_size=given["beam_size"] or recipe.evaluate.beam_size,
+        batch_size=given["batch_size"] or recipe.evaluate.batch_size,
+        progress=Progress("evaluate", "images", out=sys.stderr).update,
+    )  # fmt: skip
+    print_table(result_rows(system, evaluation), sys.stderr)
+    if out is None:
+        click.echo(json.dumps(evaluation.metrics_json(), indent=1))
+    else:
+        _write_evaluation(out, system, evaluation)
+
+
+def _write_evaluation(out: Path, system: System, evaluation: Evaluation) -> None:
+    from raycap.evaluate.on_data import evaluation_report
+    from raycap.evaluate.report import write_report
+
+    (out / "metrics.json").unlink(missing_ok=True)  # comes back last: where it is, everything is
+    for decoding in evaluation.captions:
+        write_json(out / f"captions.{decoding}.json", evaluation.captions_json(decoding))
+    write_json(out / "input.json", evaluation.split.report.to_json())
+    page = write_report(out / "report.html", evaluation_report(system, evaluation))
+    write_json(out / "metrics.json", evaluation.metrics_json())
+    click.echo(f"metrics: {out / 'metrics.json'}\nreport: {page}", err=True)
+
+
+@click.command()
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE|FOLDER...")
+@options(
+    checkpoint_option,
+    click.option("--decoding", type=click.Choice(["greedy", "beam", "sample"]), default="greedy", show_default=True),
+    click.option("--beam-size", type=click.IntRange(min=1), help="Of --decoding beam; the recipe's when not set."),
+    click.option("--num-captions", type=click.IntRange(min=1), default=1, show_default=True,
+                 help="Captions an image, of --decoding sample; several come as a list `captions`."),
+    click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+                 help="Of --decoding sample."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --decoding sample."),
+    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at once."),
+    max_pixels_option,
+    device_option,
+)  # fmt: skip
+def caption(pictures: tuple[Path, ...], checkpoint: Path, device: str, **given: Any) -> None:
+    """Caption pictures: one JSON line {"image": .., "caption": ..} each, in the order given.
+
+    Folders are searched with their sub-folders, in sorted order. A file that cannot be read gives {"image": ..,
+    "error": ..}; the others go on, and the exit code is 1.
+    """
+    from raycap.errors import WorkFailed
+    from raycap.evaluate.pictures import find_pictures, picture_batches
+    from raycap.evaluate.system import Decoding, System
+    from raycap.train.progress import Progress
+
+    files = find_pictures(pictures)
+    kind, numbers = given["decoding"], {key: given[key] for key in ("num_captions", "temperature", "seed")}
+    decoding = Decoding(kind, **numbers)
+    system = System.open(checkpoint, device)
+    recipe = system.origin.recipe
+    decoding = replace(decoding, beam_size=given["beam_size"] or recipe.evaluate.beam_size)
+    # lines on a terminal are progress enough
+    progress = None if sys.stdout.isatty() else Progress("caption", "images", out=sys.stderr)
+    failed = 0
+    most = given["max_pixels"] or recipe.data.max_pixels
+    for batch in picture_batches(files, batch_size=given["batch_size"], max_pixels=most):
+        failed += _caption_batch(system, decoding, batch)
+        if progress and len(files) > given["batch_size"]:
+            progress.update(batch[-1].index + 1, len(files))
+    if failed:
+        raise WorkFailed(f"{failed} of {len(files)} pictures cannot be read; their lines say why")
+
+
+def _caption_batch(system: System, decoding: Decoding, batch: list[Opened]) -> int:
+    """Print the lines of a batch; how many of its pictures could not be read."""
+    good = [opened for opened in batch if opened.picture is not None]
+    spoken: dict[int, tuple[str, ...]] = {}
+    if good:
+        places = [opened.index for opened in good]
+        features = system.features([opened.picture for opened in good if opened.picture is not None])
+        spoken = dict(zip(places, system.caption(features, decoding, places), strict=True))
+    for opened in batch:
+        line: dict[str, Any] = {"image": str(opened.path)}
+        if opened.error is not None:
+            line["error"] = opened.error.what
+        else:
+            captions = spoken[opened.index]
+            line |= {"caption": captions[0], **({"captions": captions} if len(captions) > 1 else {})}
+        click.echo(json.dumps(line))
+    return len(batch) - len(good)
+
+
+@click.command()
+@options(
+    checkpoint_option,
+    click.option(
+        "--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Not there, or empty."
+    ),
+    click.option("--force", is_flag=True, help="Write into a folder that is not empty."),
+)
+def export(checkpoint: Path, out: Path, force: bool) -> None:
+    """Write a checkpoint as a plain folder that needs nothing of its run.
+
+    Weights (safetensors), config, tokenizer, recipe, and the CLIPs and weights files that it needs. `caption` and
+    `evaluate` take the folder on any machine.
+    """
+    from raycap.models.export import export_captioner
+
+    click.echo(str(export_captioner(checkpoint, out.absolute(), force=force)))

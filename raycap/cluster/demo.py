@@ -1,0 +1,114 @@
+"""`make demo`: a Ray head of our own on this machine, one job submitted to it, the head stopped again.
+
+The job is submitted exactly as to any cluster, and the command is printed; Ctrl-C stops job and head, and the same
+command goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+_START_S, _STOP_S = 90.0, 20.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `jobs/scst.py` with the given arguments on a head of its own; the job's exit status."""
+    environment = _environment()
+    with _head(environment) as address:
+        submit = ["ray", "job", "submit", "--address", address, "--runtime-env-json", '{"working_dir": "."}', "--",
+                  "python", "jobs/scst.py", *arguments]  # fmt: skip
+        print(f"$ {shlex.join(submit)}", flush=True)
+        job = subprocess.Popen(submit, cwd=CHECKOUT, env=environment)
+        try:
+            return job.wait()
+        except KeyboardInterrupt:
+            print("\nstopping; the same command goes on from the last checkpoint", flush=True)
+            job.wait(timeout=_STOP_S)
+            return 1
+
+
+def _environment() -> dict[str, str]:
+    """Our own Python first on the path (the job's `python` is this one), a token that only this head knows."""
+    own = Path(sys.executable).parent
+    return {
+        **{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        "PATH": f"{own}{os.pathsep}{os.environ.get('PATH', '')}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@contextmanager
+def _head(environment: Mapping[str, str]) -> Iterator[str]:
+    """A Ray head on free ports, loopback only; its dashboard's address. It ends with this block, whatever happens."""
+    gcs, dashboard = _free_port(6379), _free_port(8265)
+    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+               "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]  # fmt: skip
+    with tempfile.TemporaryFile() as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            _wait_until_up(head, f"http://127.0.0.1:{dashboard}", environment, log)
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            _stop(head)
+
+
+def _wait_until_up(head: subprocess.Popen[bytes], address: str, environment: Mapping[str, str], log: object) -> None:
+    request = urllib.request.Request(
+        f"{address}/api/version", headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+    )
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if head.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(request, timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    log.seek(0)  # type: ignore[attr-defined]
+    sys.stderr.write(log.read().decode(errors="replace"))  # type: ignore[attr-defined]
+    raise SystemExit("raycap: the Ray head did not come up; its output is above")
+
+
+def _stop(head: subprocess.Popen[bytes]) -> None:
+    """End this head and nothing else: `ray stop` would end every Ray on the machine."""
+    if head.poll() is None:
+        head.send_signal(signal.SIGTERM)
+        try:
+            head.wait(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+
+
+def _free_port(wanted: int) -> int:
+    """The usual port when it is free, else one that the system gives (outside the range of Ray's workers)."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise SystemExit("raycap: no free port on 127.0.0.1")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

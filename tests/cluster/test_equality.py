@@ -1,0 +1,159 @@
+"""The contract of lag 0: the Ray run is bit-equal to the one-process loop, for any number of workers, killed or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycap.cluster.run import run_recipe
+from raycap.cluster.stages import Run
+from raycap.cluster.training_stages import reward_context, scst_schedule
+from raycap.data.features import FeatureStore
+from raycap.models.checkpoint import load_captioner
+from raycap.rewards.contract import build_component
+from raycap.train.journal import FolderJournal, read_log
+from raycap.train.scst import train_scst
+from raycap.train.validation import Validator
+
+pytestmark = pytest.mark.ray
+
+
+def one_process(run: Run, folder: Path) -> Path:
+    """The reference: `raycap.train.scst` on the same run; the folder that it wrote."""
+    recipe = run.recipe
+    folder.mkdir(parents=True)
+    torch.set_num_threads(1)
+    spec = reward_context(run, folder)
+    features = FeatureStore.open(run.path("features", 0) / "captioner")
+    components = {name: build_component(name, spec.open(), r.options, r.source) for name, r in recipe.rewards.items()}
+    train_scst(
+        load_captioner(run.path("mle", 0) / "best"),
+        scst_schedule(run, 0),
+        features,
+        components,
+        {name: r.weight for name, r in recipe.rewards.items()},
+        Validator(run.select_references(run.dataset), features, max_length=recipe.captioner.max_length),
+        recipe.scst,
+        recipe.cluster,
+        max_length=recipe.captioner.max_length,
+        seed=0,
+        journal=FolderJournal(folder),
+    )
+    return folder
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    """Parameters of the newest checkpoint."""
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    assert newest.name == "step-000005"
+    return load_captioner(newest).state_dict()
+
+
+def rewards(folder: Path) -> list[dict[str, Any]]:
+    kept = ("step", "pg_loss", "grad_norm", "length", "select_cider")
+    return [
+        {k: v for k, v in record.items() if k in kept or k.startswith("reward/")}
+        for record in read_log(folder)
+        if "pg_loss" in record
+    ]
+
+
+def assert_equal(ours: Path, reference: Path) -> None:
+    a, b = parameters(ours), parameters(reference)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert different == []
+    assert rewards(ours) == rewards(reference)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_ray_equals_the_one_process_loop(ray_session: Any, tiny_run: Any, tmp_path: Path, workers: int) -> None:
+    run = tiny_run("ray", cluster={"rollout_workers": workers})
+    expected = one_process(run, tmp_path / "reference")
+    run_recipe(run.recipe)
+    assert_equal(run.path("scst", 0), expected)
+    assert len(rewards(expected)) == 5
+    before = load_captioner(run.path("mle", 0) / "best").state_dict()
+    after = parameters(expected)
+    assert any(not torch.equal(before[name], after[name]) for name in before)  # it did learn something
+
+
+def test_killed_after_step_3_and_resumed_is_the_same(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
+    run = tiny_run("killed", cluster={"rollout_workers": 2, "max_failures": 0})
+    expected = one_process(run, tmp_path / "reference")
+    folder = run.path("scst", 0)
+    killer = threading.Thread(target=_kill_learner_after_checkpoint, args=(folder,), daemon=True)
+    killer.start()
+    with pytest.raises(Exception, match="learner failed"):
+        run_recipe(run.recipe)
+    killer.join(timeout=5)
+    steps = [record["step"] for record in read_log(folder) if "step" in record]
+    assert 3 <= max(steps) < 5
+    run_recipe(run.recipe)
+    assert_equal(folder, expected)
+    assert int((folder / "incarnation").read_text()) == 1
+
+
+def test_a_lost_rollout_worker_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
+    run = tiny_run("lost", cluster={"rollout_workers": 2})
+    expected = one_process(run, tmp_path / "reference")
+    killer = threading.Thread(target=_kill_a_rollout_worker, daemon=True)
+    killer.start()
+    run_recipe(run.recipe)
+    killer.join(timeout=5)
+    finished = json.loads((run.path("scst", 0) / "finished.json").read_text())
+    assert len(finished["workers_lost"]) >= 1
+    assert_equal(run.path("scst", 0), expected)
+
+
+def _kill_learner_after_checkpoint(folder: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "checkpoints" / "step-000003").exists():
+            for pid in _processes("ray::RayTrainWorker"):
+                os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.002)
+
+
+def _kill_a_rollout_worker() -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        pids = _processes("ray::RolloutActor.run")
+        if pids:
+            os.kill(pids[0], signal.SIGKILL)
+            return
+        time.sleep(0.05)
+
+
+def _processes(title: str) -> list[int]:
+    """This user's processes of that title below our own Ray."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if line.startswith(title) and os.getpid() in _ancestors(int(entry.name)):
+            found.append(int(entry.name))
+    return found
+
+
+def _ancestors(pid: int) -> list[int]:
+    chain = []
+    while pid > 1:
+        try:
+            # the command's name, in parentheses, may hold anything: the parent stands second after it
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            break
+        chain.append(pid)
+    return chain

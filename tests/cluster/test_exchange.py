@@ -1,0 +1,232 @@
+"""The Exchange as plain coroutines: states of a lease, identity of weights, losses, time limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raycap.cluster.exchange import Exchange
+from raycap.errors import RewardError, WorkFailed
+from raycap.train.prompts import PromptSchedule
+from raycap.types import ComponentScores, Generation, Lease, Rollouts, WeightsId
+
+IDS = [f"i{n}" for n in range(8)]
+
+
+def exchange(lag: int = 0, timeout_s: float = 60.0, quarantine_after: int = 3, steps: int = 10) -> Exchange:
+    schedule = PromptSchedule(IDS, batch_size=4, lease_size=2, seed=0)
+    return Exchange(schedule, total_steps=steps, max_policy_lag=lag, lease_timeout_s=timeout_s,
+                    quarantine_after=quarantine_after)  # fmt: skip
+
+
+def rollouts(lease: Lease, weights: WeightsId) -> Rollouts:
+    count = len(lease.prompts)
+    empty = np.zeros((count, 1))
+    generation = Generation(
+        tokens=empty.astype(np.int64), lengths=np.ones(count, np.int64), behavior_logprobs=empty.astype(np.float32),
+        finished=np.ones(count, bool), captions=("a",) * count, greedy_captions=("a",) * count,
+        greedy_finished=np.ones(count, bool), num_samples=1,
+    )  # fmt: skip
+    scores = {"cider": ComponentScores(empty.astype(np.float32), np.zeros(count, np.float32))}
+    return Rollouts(lease, weights, generation, scores)
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+async def started(hub: Exchange, version: int = 0, incarnation: int = 0, step: int = 0) -> WeightsId:
+    await hub.reset(incarnation, step)
+    weights = WeightsId(incarnation, version)
+    await hub.publish(weights, ["ref"])
+    return weights
+
+
+def test_prompts_come_back_in_their_order_whatever_the_order_of_arrival() -> None:
+    async def scenario() -> list[Rollouts]:
+        hub = exchange()
+        weights = await started(hub)
+        leases = [(await hub.lease(f"w{n}", None))["lease"] for n in range(2)]
+        for n in (1, 0):
+            assert await hub.deliver(f"w{n}", rollouts(leases[n], weights))
+        return await hub.take(0, 0, 1, 5)
+
+    taken = run(scenario())
+    assert [r.lease.number for r in taken] == [0, 1]
+    assert sorted(i for r in taken for i in r.lease.image_ids) != []
+
+
+def test_at_lag_0_the_next_step_waits_for_the_next_version() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        await started(hub)
+        steps = [(await hub.lease(f"w{n}", None))["lease"].step for n in range(2)]
+        assert steps == [0, 0]
+        assert (await hub.lease("w2", None, wait_s=0.05))["lease"] is None
+        await hub.publish(WeightsId(0, 1), ["ref1"])
+        answer = await hub.lease("w2", WeightsId(0, 0))
+        assert answer["lease"].step == 1
+        assert answer["weights"] == ["ref1"]
+
+    run(scenario())
+
+
+def test_at_lag_1_one_step_more_is_open() -> None:
+    async def scenario() -> list[int]:
+        hub = exchange(lag=1)
+        await started(hub)
+        return [(await hub.lease(f"w{n}", None))["lease"].step for n in range(4)]
+
+    assert run(scenario()) == [0, 0, 1, 1]
+
+
+def test_weights_travel_only_when_they_moved() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        weights = await started(hub)
+        assert (await hub.lease("w", weights))["weights"] is None
+        assert (await hub.lease("w", None))["weights"] == ["ref"]
+
+    run(scenario())
+
+
+def test_a_lost_workers_lease_is_pending_again_as_another_attempt() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        weights = await started(hub)
+        first = (await hub.lease("dead", None))["lease"]
+        await hub.worker_lost("dead")
+        again = (await hub.lease("alive", None))["lease"]
+        assert (again.number, again.attempt) == (first.number, first.attempt + 1)
+        assert again.prompts == first.prompts
+        assert not await hub.deliver("dead", rollouts(first, weights))
+        assert hub.counts["dropped_late"] == 1
+        assert await hub.deliver("alive", rollouts(again, weights))
+
+    run(scenario())
+
+
+def test_an_expired_lease_is_redone_and_the_straggler_is_recognised() -> None:
+    async def scenario() -> None:
+        hub = exchange(timeout_s=0.05)
+        weights = await started(hub)
+        first = (await hub.lease("slow", None))["lease"]
+        await asyncio.sleep(0.1)
+        again = (await hub.lease("other", None))["lease"]
+        assert again.attempt == 1
+        assert not await hub.deliver("slow", rollouts(first, weights))
+
+    run(scenario())
+
+
+def test_a_lease_that_kills_its_workers_is_quarantined_and_named() -> None:
+    async def scenario() -> None:
+        hub = exchange(quarantine_after=2)
+        weights = await started(hub)
+        poison = (await hub.lease("w0", None))["lease"]
+        await hub.worker_lost("w0")
+        assert (await hub.lease("w1", None))["lease"].number == poison.number
+        await hub.worker_lost("w1")
+        good = (await hub.lease("w2", None))["lease"]
+        assert good.number != poison.number
+        await hub.deliver("w2", rollouts(good, weights))
+        taken = await hub.take(0, 0, 1, 5)
+        assert [r.lease.number for r in taken] == [good.number]
+        status = await hub.status()
+        assert status["counts"]["quarantined"] == 1
+        assert status["quarantined"][0]["images"] == poison.image_ids
+
+    run(scenario())
+
+
+def test_another_incarnation_is_dropped() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        old = await started(hub)
+        lease = (await hub.lease("w", None))["lease"]
+        await started(hub, version=0, incarnation=1)
+        assert not await hub.deliver("w", rollouts(lease, old))
+        assert hub.counts["dropped_incarnation"] == 1
+        await hub.publish(WeightsId(0, 5), ["old"])
+        assert hub.counts["dropped_weights"] == 1
+
+    run(scenario())
+
+
+def test_nothing_is_leased_before_the_restarted_learner_has_published() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        await started(hub)
+        await hub.reset(1, 3)
+        assert (await hub.lease("w", None, wait_s=0.05))["lease"] is None
+        await hub.publish(WeightsId(1, 3), ["ref"])
+        assert (await hub.lease("w", None))["lease"].step == 3
+
+    run(scenario())
+
+
+def test_ranks_share_a_step_and_together_hold_every_prompt_once() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        weights = await started(hub)
+        for n in range(2):
+            lease = (await hub.lease(f"w{n}", None))["lease"]
+            await hub.deliver(f"w{n}", rollouts(lease, weights))
+        parts = [await hub.take(0, rank, 2, 5) for rank in range(2)]
+        ids = [i for part in parts for r in part for i in r.lease.image_ids]
+        assert sorted(ids) == sorted(p.image_id for p in hub.schedule.prompts(0))
+
+    run(scenario())
+
+
+def test_a_reported_failure_ends_the_learners_wait_and_sends_workers_home() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        await started(hub)
+        waiting = asyncio.create_task(hub.take(0, 0, 1, 30))
+        await asyncio.sleep(0.05)
+        await hub.fail(RewardError("returned nan", key="rewards.cider"))
+        with pytest.raises(RewardError, match=r"rewards\.cider"):
+            await waiting
+        assert (await hub.lease("w", None))["closed"]
+
+    run(scenario())
+
+
+def test_a_stall_says_who_waits_for_what() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        await started(hub)
+        with pytest.raises(WorkFailed, match="pending"):
+            await hub.take(0, 0, 1, 0.1)
+
+    run(scenario())
+
+
+def test_the_invariant_checker_sees_a_lost_prompt() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        await started(hub)
+        hub._slots.popitem()
+        with pytest.raises(WorkFailed, match="leases of"):
+            await hub.lease("w", None)
+
+    run(scenario())
+
+
+def test_a_lease_too_old_is_generated_again() -> None:
+    async def scenario() -> None:
+        hub = exchange(lag=1)
+        weights = await started(hub)
+        leases = [(await hub.lease("w", None))["lease"] for _ in range(4)]
+        late = replace(rollouts(leases[3], weights), weights_id=WeightsId(0, -1))
+        assert not await hub.deliver("w", late)
+        assert hub.counts["dropped_stale"] == 1
+        assert (await hub.lease("v", None))["lease"].number == leases[3].number
+
+    run(scenario())

@@ -1,0 +1,127 @@
+"""Beam search against Hugging Face's on the same model, and against looking at every caption there is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raycap.decoding.beam import beam_search
+from raycap.decoding.sample import generate
+from raycap.models.prefix import PrefixCaptioner
+
+EOS, PAD, LIMIT = 1, 0, 9
+
+
+class ShortVocabulary:
+    """Five tokens, spelt as numbers."""
+
+    pad_id, eos_id, vocab_size = 0, 1, 5
+    unknown_id = None
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, itertools.takewhile(lambda i: i != 1, ids)))
+
+
+def pictures(count: int, seed: int = 5) -> Tensor:
+    return torch.randn(count, 4, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def biased(captioner: PrefixCaptioner, factor: float) -> PrefixCaptioner:
+    with torch.no_grad():
+        captioner.lm.get_output_embeddings().weight[EOS] *= factor  # type: ignore[operator]
+    return captioner
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def captioner(request: pytest.FixtureRequest, make_captioner: Callable[..., PrefixCaptioner]) -> PrefixCaptioner:
+    made = make_captioner(request.param, seed=3, spread=0.25, lm_config={"tie_word_embeddings": False})
+    return biased(made, 2.0)
+
+
+def hugging_face(captioner: PrefixCaptioner, features: Tensor, beams: int, penalty: float) -> list[tuple[str, float]]:
+    prefix = captioner.encode(features)
+    out: Any = captioner.lm.generate(  # type: ignore[operator]
+        inputs_embeds=prefix, attention_mask=torch.ones(prefix.shape[:2], dtype=torch.int64), max_new_tokens=LIMIT,
+        do_sample=False, num_beams=beams, early_stopping=False, length_penalty=penalty, eos_token_id=EOS,
+        pad_token_id=PAD, return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    texts = []
+    for row in out.sequences.tolist():
+        ids = row[: row.index(EOS)] if EOS in row else row
+        texts.append(" ".join(map(str, ids)))
+    return list(zip(texts, out.sequences_scores.tolist(), strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("penalty", [1.0, 0.0, 0.6, 2.0, -0.5])
+@pytest.mark.parametrize("beams", [2, 3, 5])
+def test_equal_to_hugging_face(captioner: PrefixCaptioner, beams: int, penalty: float) -> None:
+    features = pictures(80)
+    ours = beam_search(captioner, features, beam_size=beams, max_length=LIMIT, length_penalty=penalty)
+    theirs = hugging_face(captioner, features, beams, penalty)
+    different = [(i, o, t) for i, (o, t) in enumerate(zip(ours, theirs, strict=True)) if o[0] != t[0]]
+    assert not different, f"{len(different)} of 80 captions differ, first {different[:2]}"
+    torch.testing.assert_close(
+        torch.tensor([s for _, s in ours]), torch.tensor([s for _, s in theirs]), rtol=0, atol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_the_comparison_is_no_easy_one(captioner: PrefixCaptioner) -> None:
+    """Captions of many lengths, some cut by the limit, some unlike the greedy ones."""
+    features = pictures(80)
+    beam = [text for text, _ in beam_search(captioner, features, beam_size=3, max_length=LIMIT)]
+    greedy = generate(captioner, features, num_samples=0, greedy=True, max_length=LIMIT).greedy_captions
+    lengths = [len(text.split()) for text in beam]
+    assert len(set(lengths)) > 4
+    assert lengths.count(LIMIT) > 3
+    assert sum(a != b for a, b in zip(beam, greedy, strict=True)) > 10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("penalty", [1.0, 2.0])
+def test_a_caption_does_not_depend_on_batch_mates(captioner: PrefixCaptioner, penalty: float) -> None:
+    features = pictures(40)
+    options: dict[str, Any] = {"beam_size": 3, "max_length": LIMIT, "length_penalty": penalty}
+    whole = beam_search(captioner, features, **options)
+    alone = [beam_search(captioner, features[n : n + 1], **options)[0] for n in range(40)]
+    assert [text for text, _ in whole] == [text for text, _ in alone]
+    torch.testing.assert_close(
+        torch.tensor([s for _, s in whole]), torch.tensor([s for _, s in alone]), rtol=0, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_one_beam_is_greedy(captioner: PrefixCaptioner) -> None:
+    features = pictures(30)
+    beam = [text for text, _ in beam_search(captioner, features, beam_size=1, max_length=LIMIT, length_penalty=0.0)]
+    assert beam == list(generate(captioner, features, num_samples=0, greedy=True, max_length=LIMIT).greedy_captions)
+
+
+@torch.no_grad()
+def test_enough_beams_find_the_likeliest_caption_of_all(make_captioner: Callable[..., PrefixCaptioner]) -> None:
+    """Every caption of up to three tokens over a vocabulary of five, through full forwards."""
+    captioner = make_captioner("gpt2", tokenizer=ShortVocabulary(), seed=1, spread=0.2)
+    features, limit = pictures(10), 3
+    ours = beam_search(captioner, features, beam_size=25, max_length=limit, length_penalty=0.0)
+    captions = [
+        ids for n in (1, 2, 3) for ids in itertools.product(range(5), repeat=n)
+        if EOS not in ids[:-1] and (n == limit or ids[-1] == EOS)
+    ]  # fmt: skip
+    tokens = torch.tensor([[*ids, *[PAD] * (limit - len(ids))] for ids in captions])
+    mask = torch.tensor([[float(t < len(ids)) for t in range(limit)] for ids in captions])
+    words = captioner.lm.get_input_embeddings()(tokens)  # type: ignore[operator]
+    for picture, (text, score) in zip(features, ours, strict=True):
+        prefix = captioner.encode(picture[None]).expand(len(captions), -1, -1)
+        logits = captioner.lm(inputs_embeds=torch.cat([prefix, words], dim=1), use_cache=False).logits[:, 3:-1]
+        picked = torch.log_softmax(logits, dim=-1).gather(2, tokens[:, :, None])[:, :, 0]
+        total = (picked * mask).sum(dim=1)
+        assert float(total.logsumexp(dim=0)) == pytest.approx(0.0, abs=1e-4)
+        best = int(total.argmax())
+        assert text == ShortVocabulary().decode(list(captions[best]))
+        assert score == pytest.approx(float(total[best]), abs=1e-4)
