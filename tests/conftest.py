@@ -1,4 +1,4 @@
-"""What the tests share: tiny captioners, a tiny captioned data set with features that tell what to say, drawn scenes."""
+"""What tests share: tiny captioners, a tiny captioned data set with telling features, drawn scenes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ MakeCaptioner = Callable[..., PrefixCaptioner]
 
 @pytest.fixture(scope="session")
 def make_captioner() -> MakeCaptioner:
-    """make_captioner(lm="gpt2", tokenizer=..., features="grid", mapping="grid", feature_dim=8, spread=0.4, seed=0, ...).
+    """make_captioner(lm="gpt2", tokenizer=..., features="grid", mapping="grid", feature_dim=8, ...).
 
     `spread` is the standard deviation of the random weights: large, so that captions differ between images. Other
     keywords go to `PrefixConfig`, `lm_config` overrides the LM's.

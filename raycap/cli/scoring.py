@@ -123,14 +123,14 @@ def tokenize() -> None:
     from raycap.errors import DataError
     from raycap.metrics.ptb import tokenize as cut
 
-    out = click.get_binary_stream("stdout")
-    for number, line in enumerate(click.get_binary_stream("stdin"), start=1):
+    out = sys.stdout.buffer
+    for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
             caption = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"is not UTF-8: {error.reason}", key="standard input, line", value=number,
                             remedy="convert it to UTF-8") from error  # fmt: skip
-        out.write((" ".join(cut(caption)) + "\n").encode("utf-8", "replace"))
+        out.write((" ".join(cut(caption)) + "\n").encode())
     out.flush()
 
 

@@ -55,7 +55,15 @@ def recipe_of(storage: Path, stages: list[str], **sections: Any) -> Recipe:
         "data": {"format": "scenes", "scenes": {"num_train": NUM_TRAIN, "num_dev": 4, "num_test": 4, "seed": 5}},
         "features": {"encoder": "test_vit"},
         "captioner": {"lm_config": LM, "max_length": 12},
-        "scst": {"steps": 5, "batch_size": 6, "lease_size": 2, "num_samples": 3, "lr": 1e-3, "select_every": 3, "collapse_share": 0},
+        "scst": {
+            "steps": 5,
+            "batch_size": 6,
+            "lease_size": 2,
+            "num_samples": 3,
+            "lr": 1e-3,
+            "select_every": 3,
+            "collapse_share": 0,
+        },
         "cluster": {"rollout_cpus": 0, "learner_cpus": 0.1, "learner_threads": 1, "lease_timeout_s": 60},
     }
     for name, section in sections.items():

@@ -14,7 +14,7 @@ from raycap.decoding.beam import beam_search
 from raycap.decoding.sample import generate
 from raycap.models.prefix import PrefixCaptioner
 
-EOS, PAD, LIMIT = 1, 0, 9
+EOS, PAD, LIMIT = 1, 0, 7
 
 
 class ShortVocabulary:

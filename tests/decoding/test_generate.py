@@ -204,12 +204,20 @@ def test_whole_captions_have_their_exact_probabilities(captioner: PrefixCaptione
     """Chi-square over whole captions of one picture, rare ones together; probabilities from full forwards."""
     count = 3000
     made = generate(
-        captioner, pictures(1).expand(count, -1, -1), num_samples=1, greedy=False, max_length=2, seed=12, temperature=3.0
+        captioner,
+        pictures(1).expand(count, -1, -1),
+        num_samples=1,
+        greedy=False,
+        max_length=2,
+        seed=12,
+        temperature=3.0,
     )
     seen: dict[tuple[int, ...], int] = {}
     for row, length in zip(made.tokens.tolist(), made.lengths.tolist(), strict=True):
         seen[tuple(row[:length])] = seen.get(tuple(row[:length]), 0) + 1
-    expected = {ids: count * float(full_logprobs(captioner, pictures(1)[0], list(ids), 3.0).sum().exp()) for ids in seen}
+    expected = {
+        ids: count * float(full_logprobs(captioner, pictures(1)[0], list(ids), 3.0).sum().exp()) for ids in seen
+    }
     often = [ids for ids in seen if expected[ids] > 20]
     cells = [(seen[ids], expected[ids]) for ids in often]
     rest = count - sum(e for _, e in cells)

@@ -104,7 +104,9 @@ reward = st.one_of(st.floats(-5, 5, width=32), st.just(math.nan))
 @given(
     st.integers(1, 4), st.integers(2, 4), st.sampled_from(["greedy", "leave_one_out", "mean"]), st.booleans(), st.data()
 )
-def test_combine_equals_the_slow_loop(images: int, samples: int, baseline: str, scaled: bool, data: st.DataObject) -> None:
+def test_combine_equals_the_slow_loop(
+    images: int, samples: int, baseline: str, scaled: bool, data: st.DataObject
+) -> None:
     names = ["a", "b", "c"][: data.draw(st.integers(1, 3))]
     made = {}
     for name in names:
@@ -138,7 +140,9 @@ def test_combine_equals_the_slow_loop(images: int, samples: int, baseline: str, 
         if scaled and spread < 1e-3:  # the quotient of two roundings
             continue
         expected = [value / (spread + 1e-6) for value in sums] if scaled else sums
-        np.testing.assert_allclose(got.values[image], expected, rtol=1e-3 if scaled else 1e-5, atol=1e-3 if scaled else 1e-4)
+        np.testing.assert_allclose(
+            got.values[image], expected, rtol=1e-3 if scaled else 1e-5, atol=1e-3 if scaled else 1e-4
+        )
         assert bool(got.kept[image]) == applied
     if sum(totals.values()) > 1e-2:
         for name in names:

@@ -36,4 +36,6 @@ def test_one_caption_that_outweighs_all_others_leaves_one_sample() -> None:
 
 def test_diagnostics_hold_no_graph() -> None:
     logprobs = torch.randn(2, 3, requires_grad=True)
-    assert all(isinstance(value, float) for value in ratio_diagnostics(logprobs, torch.zeros(2, 3), torch.ones(2, 3)).values())
+    assert all(
+        isinstance(value, float) for value in ratio_diagnostics(logprobs, torch.zeros(2, 3), torch.ones(2, 3)).values()
+    )

@@ -1,4 +1,4 @@
-"""Losses against a policy worked by hand, against the exact gradient by enumeration, and with NaN where nothing counts."""
+"""Losses against a policy worked by hand, the exact gradient by enumeration, and NaN where nothing counts."""
 
 from __future__ import annotations
 
