@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from raycap.recipe import Recipe
 from raycap.rewards.cider import write_document_frequency
 from raycap.rewards.context import ContextSpec
 from raycap.train.labelled import LabelledSet
-from raycap.train.mle import train_mle
+from raycap.train.mle import Control, train_mle
 from raycap.train.progress import Progress
 from raycap.train.prompts import PromptSchedule
 from raycap.train.validation import Validator
@@ -44,23 +45,22 @@ def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
     config = _mle_config(run, seed, "mle_continued") | {
         "mle": continued,
         "start": str(run.path("mle", seed) / "best"),
-        "total_steps": _budget(run, seed, folder),
+        "control": _control(run, seed, folder),
     }
     with _shown(folder, "mle_continued"):
         return run_train_job(_mle_loop, config, recipe.cluster, folder)
 
 
-def _budget(run: Run, seed: int, folder: Path) -> int:
-    """Steps that take as long as SCST took, at MLE's measured pace. Derived once; a resume uses the record."""
-    record = folder / "budget.json"
-    if record.exists():
-        return int(json.loads(record.read_text())["steps"])
-    steps = run.recipe.mle_continued.steps
-    if steps is None:
+def _control(run: Run, seed: int, folder: Path) -> Control:
+    """As many seconds as SCST took; the plan in steps is at MLE's measured pace. Kept for a resume."""
+    record = folder / "control.json"
+    if not record.exists():
+        steps = run.recipe.mle_continued.steps
         mle, scst = run.results("mle", seed), run.results("scst", seed)
-        steps = max(1, round(scst["seconds"] * mle["steps"] / mle["seconds"]))
-    record.write_text(json.dumps({"steps": steps}))
-    return steps
+        pace = mle["steps"] / mle["seconds"]
+        control = Control(steps) if steps else Control(max(1, round(scst["seconds"] * pace)), scst["seconds"])
+        record.write_text(json.dumps(asdict(control)))
+    return Control(**json.loads(record.read_text()))
 
 
 def _mle_config(run: Run, seed: int, stage: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
         seed=config["seed"],
         journal=journal,
         group=group,
-        total_steps=config.get("total_steps"),
+        control=config.get("control"),
     )
 
 

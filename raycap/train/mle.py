@@ -7,6 +7,7 @@ CIDEr-D on `select`, a checkpoint, and the best captioner so far. It stops when 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,19 @@ from raycap.train.seeding import DROPOUT, seed_torch
 from raycap.train.validation import BestKeeper, Validator, to_device
 
 
+@dataclass(frozen=True)
+class Control:
+    """How long to go on whatever `select` says: the control "MLE continued".
+
+    Attributes:
+        steps: planned steps; the learning rate falls over them.
+        seconds: when given, it is these seconds of training that end it, not the steps.
+    """
+
+    steps: int
+    seconds: float | None = None
+
+
 def train_mle(
     captioner: PrefixCaptioner,
     labelled: LabelledSet,
@@ -33,14 +47,13 @@ def train_mle(
     seed: int,
     journal: Journal,
     group: Group | None = None,
-    total_steps: int | None = None,
+    control: Control | None = None,
 ) -> dict[str, Any]:
-    """Train until `select` no longer improves, or for `total_steps` when given.
+    """Train until `select` no longer improves, or as the `control` says when given.
 
     Args:
         captioner: trained in place; at the end it holds the last step's weights, the best ones are in the journal.
         labelled: captions that may be read. Each rank takes its share of every batch's images.
-        total_steps: run exactly this long, whatever `select` says (the control "MLE continued").
 
     Returns:
         best_cider, best_step, steps, seconds.
@@ -49,32 +62,41 @@ def train_mle(
     optimizer = adamw(captioner, lr=recipe.lr, weight_decay=recipe.weight_decay)
     average, keeper = Average(captioner, recipe.ema), BestKeeper()
     per_epoch = labelled.steps_per_epoch(recipe.batch_size)
-    last = total_steps or recipe.epochs * per_epoch
+    planned = control.steps if control else recipe.epochs * per_epoch
     step, seconds = load_training_state(journal, captioner, optimizer, average, keeper)
-    if total_steps and step == 0:  # the control keeps what it started from when nothing later is better
+    if control and step == 0:  # the control keeps what it started from when nothing later is better
         _look(captioner, validator, keeper, journal, 0)
     started = time.perf_counter()
+
+    def over() -> bool:
+        if control and control.seconds is not None:
+            mine = seconds + time.perf_counter() - started
+            return group.sum_values([mine if group.rank == 0 else 0.0])[0] >= control.seconds
+        return step >= planned or (control is None and keeper.looks_since >= recipe.patience)
+
     losses: list[float] = []
     captioner.train()
-    while step < last:
-        if not total_steps and keeper.looks_since >= recipe.patience:
-            break
-        set_lr(
-            optimizer, recipe.lr * warmup_cosine(step, warmup=recipe.warmup_steps, total=last, floor=recipe.lr_floor)
-        )
+    ended = over()
+    while not ended:
+        factor = warmup_cosine(step, warmup=recipe.warmup_steps, total=planned, floor=recipe.lr_floor)
+        set_lr(optimizer, recipe.lr * factor)
         losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group))
         average.update()
         step += 1
-        if step % per_epoch == 0 or step == last:
+        ended = over()
+        record: dict[str, Any] = {"step": step, "total_steps": max(planned, step)}
+        due = ended or step % per_epoch == 0
+        if due:
             with average.applied():
-                values = _look(captioner, validator, keeper, journal, step)
-            elapsed = seconds + time.perf_counter() - started
-            journal.log({"step": step, "epoch": step / per_epoch, "total_steps": last, "seconds": elapsed, **values,
-                         "train_loss": sum(losses) / len(losses), "lr": optimizer.param_groups[0]["lr"]})  # fmt: skip
+                record |= _look(captioner, validator, keeper, journal, step)
+            record |= {"epoch": step / per_epoch, "train_loss": sum(losses) / len(losses),
+                       "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
             losses = []
+            ended = over()  # this look may have been the one that patience waited for
+        elapsed = seconds + time.perf_counter() - started
+        journal.log({**record, "seconds": elapsed})
+        if due:
             journal.save(step, captioner, training_state(optimizer, average, keeper, elapsed))
-        else:
-            journal.log({"step": step, "total_steps": last, "seconds": seconds + time.perf_counter() - started})
     seconds += time.perf_counter() - started
     return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}
 
