@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from raycap.cluster.run import run_recipe
+from raycap.cluster.storage import run_folder
 from raycap.errors import RaycapError
 from raycap.recipe import load_recipe
 
@@ -26,7 +26,11 @@ def main(arguments: Sequence[str] | None = None, *, default: str = "", presets: 
     names = [item.removeprefix("recipe=") for item in given if item.startswith("recipe=")]
     overrides = [item for item in given if not item.startswith("recipe=")]
     try:
-        run_recipe(load_recipe((names or [default])[-1], [*presets, *overrides]))
+        recipe = load_recipe((names or [default])[-1], [*presets, *overrides])
+        run_folder(recipe)
+        from raycap.cluster.run import run_recipe  # seconds of imports: what is refused above is refused before
+
+        run_recipe(recipe)
     except RaycapError as error:
         if debug:
             traceback.print_exc()

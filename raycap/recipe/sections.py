@@ -49,6 +49,9 @@ class FeaturesRecipe(Section):
         "", description="of a timm model: `package:NAME` from an installed package, a file, or empty for timm's own"
     )
     kind: Literal["grid", "pooled"] = Field("grid", description="grid cells [G, D] or one vector [D] an image")
+    image_size: int | None = Field(
+        None, ge=32, le=2048, description="pixels a side that a timm model sees; the size it was trained at when null"
+    )
     grid_size: int | None = Field(None, ge=1, description="pool the grid to this many cells a side; as it is when null")
     dtype: Literal["float16", "float32"] = Field("float16", description="on disk")
     shard_size: Positive = Field(256, description="images a file; the unit of resuming")

@@ -113,8 +113,8 @@ class FolderJournal:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All records of a stage's log."""
+    """All records of a stage's log; a line that is still being written is left out."""
     file = folder / "log.jsonl"
     if not file.exists():
         raise CheckpointError("holds no log", key="stage", value=str(folder))
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]

@@ -95,10 +95,34 @@ def finish_step(
     due = learner.step % recipe.select_every == 0 or learner.step == recipe.steps
     if due:
         seen = look(learner, validator, keeper, journal)
+    if learner.step == 1 and (warning := far_below_greedy(recipe, values)):
+        seen["warning"] = warning
     journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
     if due:
         state = training_state(learner.optimizer, learner.average, keeper, elapsed)
         journal.save(learner.step, learner.captioner, state)
+
+
+FAR_BELOW = 0.6
+
+
+def far_below_greedy(recipe: SCSTRecipe, values: Mapping[str, Any]) -> str:
+    """What to say when the greedy baseline starts where samples score far below it; empty otherwise.
+
+    Nearly every advantage is negative then, and the policy is pushed away from all that it says.
+    """
+    if recipe.baseline != "greedy":
+        return ""
+    for key, sampled in values.items():
+        name = key.removeprefix("reward/").removesuffix("/sampled")
+        if key != f"reward/{name}/sampled":
+            continue
+        greedy = values[f"reward/{name}/greedy"]
+        if greedy > 0 and sampled < FAR_BELOW * greedy:
+            return (f"samples score {sampled:.3f} in {name} where greedy captions score {greedy:.3f}: with the greedy "
+                    "baseline nearly every advantage is negative and the policy may collapse; "
+                    "consider scst.baseline=leave_one_out")  # fmt: skip
+    return ""
 
 
 def look(learner: Learner, validator: Validator, keeper: BestKeeper, journal: Journal) -> dict[str, Any]:
