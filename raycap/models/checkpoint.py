@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from raycap.models.prefix import PrefixCaptioner, PrefixConfig
 from raycap.models.tokenizer import load_tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "captioner.json"
+_REMEDY = "take the checkpoint before it, or train the stage again"
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder atomically: `fill` writes into a temporary neighbour that is then renamed.
 
-    A crash leaves either the old folder, or the new one, or a temporary neighbour that nobody reads.
+    A crash leaves either the old folder, or the new one, or a temporary neighbour that nobody reads; where it hits
+    between the two renames, `recover_folder` puts the old one back.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -35,13 +39,22 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
         if target.exists():
-            target.rename(old)
+            target.rename(target.with_name(f".{target.name}.{os.getpid()}.old"))
         temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
     finally:
+        recover_folder(target)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Finish a replacement that was cut between its renames: the old folder comes back where there is no new one."""
+    for old in target.parent.glob(f".{target.name}.*.old"):
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            with suppress(FileNotFoundError):  # another rank was quicker
+                old.rename(target)
 
 
 def fill_captioner(folder: Path, captioner: PrefixCaptioner, about: dict[str, Any]) -> None:
@@ -50,6 +63,7 @@ def fill_captioner(folder: Path, captioner: PrefixCaptioner, about: dict[str, An
     # clone: tied weights share memory, which safetensors refuses
     tensors = {name: value.detach().cpu().clone() for name, value in captioner.state_dict().items() if name in kept}
     save_file(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes it for its owner alone; other users may serve it
     captioner.tokenizer.save(folder)
     (folder / CONFIG).write_text(json.dumps({"kind": "prefix", "config": captioner.config.to_dict(), "about": about}))
 
@@ -67,8 +81,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     """
     try:
         return dict(json.loads((folder / CONFIG).read_text())["about"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError("holds no captioner", key="checkpoint", value=str(folder),
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("holds no captioner, or a broken one", key="checkpoint", value=str(folder),
                               remedy=f"a captioner's folder has {CONFIG} and {WEIGHTS}") from error  # fmt: skip
 
 
@@ -76,13 +90,26 @@ def find_captioner(path: Path) -> Path:
     """The captioner's folder that a `--checkpoint` means: a stage's folder (its best), a checkpoint, or an export.
 
     Raises:
-        CheckpointError: none of these.
+        CheckpointError: none of these; captioners that lie below are named.
     """
     for folder in (path, path / "best"):
         if (folder / CONFIG).is_file():
             return folder
-    raise CheckpointError("holds no captioner", key="checkpoint", value=str(path), remedy="give a stage's folder such "
-                          "as STORAGE/NAME/scst, a checkpoint in it, or an export")  # fmt: skip
+    if not path.is_dir():
+        what, below = "is a file and not a folder" if path.exists() else "no such folder", []
+    else:
+        what, below = f"holds no captioner: neither {CONFIG} nor best/{CONFIG} is there", _captioners_below(path)
+    remedy = "give a stage's folder such as STORAGE/NAME/scst, a checkpoint in it, or an export"
+    if below:
+        remedy = f"did you mean {' or '.join(map(str, below[:4]))}?"
+    raise CheckpointError(what, key="checkpoint", value=str(path), remedy=remedy)
+
+
+def _captioners_below(path: Path) -> list[Path]:
+    """What may have been meant by a run's folder, or by a stage that has no best checkpoint yet; newest first."""
+    bests = [file.parent.parent for pattern in ("*/best", "*/*/best") for file in path.glob(f"{pattern}/{CONFIG}")]
+    others = [file.parent for pattern in ("*", "checkpoints/*") for file in path.glob(f"{pattern}/{CONFIG}")]
+    return sorted(dict.fromkeys(bests or others), key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def load_captioner(folder: Path) -> PrefixCaptioner:
@@ -92,7 +119,12 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
         CheckpointError: a file is missing, truncated, or its tensors do not fit the config.
     """
     read_about(folder)
-    config = PrefixConfig(**json.loads((folder / CONFIG).read_text())["config"])
+    try:
+        config = PrefixConfig(**json.loads((folder / CONFIG).read_text())["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"its config is not one that this version of raycap knows: {error}"
+        raise CheckpointError(what, key="checkpoint", value=str(folder / CONFIG),
+                              remedy="use the version that wrote it") from error  # fmt: skip
     tokenizer = load_tokenizer(folder)
     if config.lm_source:  # an export takes its LM along, in a folder inside its own
         inside = folder / config.lm_source
@@ -104,18 +136,18 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
         tensors = load_file(folder / WEIGHTS)
     except Exception as error:
         raise CheckpointError(f"cannot be read: {error}", key="checkpoint", value=str(folder / WEIGHTS),
-                              remedy="take the checkpoint before it, or train the stage again") from error  # fmt: skip
+                              remedy=_REMEDY) from error  # fmt: skip
     expected = _stored_names(captioner)
     if set(tensors) != expected:
         odd = sorted(set(tensors) ^ expected)[:3]
         raise CheckpointError(f"its tensors do not fit its config, for example {odd}", key="checkpoint",
-                              value=str(folder))  # fmt: skip
+                              value=str(folder / WEIGHTS), remedy=_REMEDY)  # fmt: skip
     own = captioner.state_dict()
     with torch.no_grad():
         for name, value in tensors.items():
             if own[name].shape != value.shape:
                 raise CheckpointError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}",
-                                      key="checkpoint", value=str(folder))  # fmt: skip
+                                      key="checkpoint", value=str(folder / WEIGHTS), remedy=_REMEDY)  # fmt: skip
             own[name].copy_(value)
     return captioner.eval()
 

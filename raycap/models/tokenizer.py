@@ -71,7 +71,8 @@ class WordTokenizer:
         return " ".join(words)
 
     def save(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps({"kind": "word", "words": self.words}, ensure_ascii=False))
+        content = json.dumps({"kind": "word", "words": self.words}, ensure_ascii=False)
+        (folder / FILE).write_text(content, encoding="utf-8")
 
 
 class HFTokenizer:
@@ -138,9 +139,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not file.is_file():
         raise CheckpointError("holds no tokenizer", key="checkpoint", value=str(folder),
                               remedy=f"a captioner's folder has a {FILE}")  # fmt: skip
-    stored = json.loads(file.read_text())
-    if stored["kind"] == "word":
-        return WordTokenizer(stored["words"])
-    from transformers import AutoTokenizer
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["kind"] == "word":
+            return WordTokenizer(stored["words"])
+        from transformers import AutoTokenizer
 
-    return HFTokenizer(AutoTokenizer.from_pretrained(str(folder)), lead=stored["lead"])
+        return HFTokenizer(AutoTokenizer.from_pretrained(str(folder)), lead=stored["lead"])
+    except Exception as error:  # the tokenizers library raises bare ones
+        what = f"cannot be read: {type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(what, key="checkpoint", value=str(file),
+                              remedy="take the checkpoint before it, or train the stage again") from error  # fmt: skip

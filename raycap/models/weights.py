@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raycap.errors import CheckpointError
 from raycap.types import ManifestEntry, WeightsId, WeightSnapshot
 
+_REMEDY = "learner and rollout workers must start from the same checkpoint"
 _ALIGN = 64  # bytes; keeps every parameter's start on a cache line
 
 
@@ -38,21 +39,29 @@ def snapshot(module: nn.Module, weights_id: WeightsId) -> WeightSnapshot:
 
 
 def load_snapshot(module: nn.Module, published: WeightSnapshot) -> None:
-    """Copy published weights into a module of the same architecture.
+    """Copy published weights into a module of the same architecture, all of them or none.
 
     Raises:
-        CheckpointError: a parameter is missing, unknown, or of another shape or dtype.
+        CheckpointError: a parameter is missing, unknown, or of another shape or dtype; the buffer is too short.
     """
     own = {name: p for name, p in module.named_parameters() if p.requires_grad}
     names = {entry.name for entry in published.manifest}
     if names != set(own):
-        raise CheckpointError("published weights are of another model", key="weights",
-                              value=sorted(names ^ set(own))[:3])  # fmt: skip
+        odd = sorted(names ^ set(own))[:3]
+        raise CheckpointError("published weights are of another model", key="weights", value=odd, remedy=_REMEDY)
+    for entry in published.manifest:
+        target = own[entry.name]
+        if tuple(target.shape) != entry.shape or str(target.dtype) != f"torch.{entry.dtype}":
+            raise CheckpointError(f"published as {entry.dtype}{entry.shape}, the model has "
+                                  f"{target.dtype}{tuple(target.shape)}", key="weights", value=entry.name,
+                                  remedy=_REMEDY)  # fmt: skip
+        if entry.offset + entry.nbytes > published.nbytes or entry.nbytes != target.numel() * target.element_size():
+            raise CheckpointError(f"the buffer of {published.nbytes} bytes does not hold it", key="weights",
+                                  value=entry.name, remedy="publish the weights again")  # fmt: skip
     with torch.no_grad():
         for entry in published.manifest:
+            if not entry.nbytes:
+                continue  # an empty array cannot be viewed as another dtype
             target = own[entry.name]
-            if tuple(target.shape) != entry.shape or str(target.dtype) != f"torch.{entry.dtype}":
-                raise CheckpointError(f"published as {entry.dtype}{entry.shape}", key="weights", value=entry.name,
-                                      remedy=f"the model has {target.dtype}{tuple(target.shape)}")  # fmt: skip
             raw = published.buffer[entry.offset : entry.offset + entry.nbytes].copy()
             target.copy_(torch.from_numpy(raw).view(target.dtype).reshape(entry.shape))

@@ -79,7 +79,7 @@ def test_the_comparison_is_no_easy_one(captioner: PrefixCaptioner) -> None:
     greedy = generate(captioner, features, num_samples=0, greedy=True, max_length=LIMIT).greedy_captions
     lengths = [len(text.split()) for text in beam]
     assert len(set(lengths)) > 4
-    assert lengths.count(LIMIT) > 3
+    assert lengths.count(LIMIT) >= 3
     assert sum(a != b for a, b in zip(beam, greedy, strict=True)) > 10
 
 
