@@ -10,22 +10,14 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from raycap.errors import RaycapError, Refused
-
-_OPTIONS = {
-    "data.root": "--data",
-    "data.skip": "--skip",
-    "data.format": "--format",
-    "data.max_pixels": "--max-pixels",
-    "scst.seed": "--seed",
-}
-"""Recipe keys that errors of the data room name, and how these commands call them."""
 
 
 class Raycap(click.Group):
@@ -46,7 +38,7 @@ class Raycap(click.Group):
         except (click.Abort, KeyboardInterrupt):
             code = _fail("stopped", 1, debug)
         except RaycapError as error:
-            code = _fail(str(in_options(error)), error.exit_code, debug)
+            code = _fail(str(error), error.exit_code, debug)
         except Exception as error:  # noqa: BLE001 - the last place to keep the promise: one line, exit 1
             name = type(error).__name__
             code = _fail(f"{name}: {str(error).strip() or 'no message'} (--debug shows where)", 1, debug)
@@ -60,19 +52,26 @@ def _fail(message: str, code: int, debug: bool) -> int:
     return code
 
 
-def in_options(error: RaycapError) -> RaycapError:
-    """The error with recipe keys as the options of the command line."""
+@contextmanager
+def as_options(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors from inside call these recipe keys as the command's options: `as_options({"data.root": "--data"})`."""
+    try:
+        yield
+    except RaycapError as error:
+        raise _renamed(error, names) from error
 
+
+def _renamed(error: RaycapError, names: Mapping[str, str]) -> RaycapError:
     def spoken(text: str | None) -> str | None:
         if text is None:
             return None
         text = re.sub(r"data\.skip=\[([^\]]*)\]", r"--skip \1", text)
-        for key, option in _OPTIONS.items():
+        for key, option in names.items():
             text = re.sub(rf"(?<![\w.]){re.escape(key)}(?![\w.])", option, text)
         return text
 
-    changed = type(error)(spoken(error.what) or "", remedy=spoken(error.remedy))
-    changed.key, changed.value, changed._has_value = spoken(error.key), error.value, error._has_value
+    changed = type(error)(spoken(error.what) or "", key=spoken(error.key), remedy=spoken(error.remedy))
+    changed.value, changed._has_value = error.value, error._has_value
     return changed
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raycap.cli.group import metric_list, options, write_json, write_text
+from raycap.cli.group import as_options, metric_list, options, write_json, write_text
 
 if TYPE_CHECKING:
     from raycap.metrics.clipscore import ClipEmbeddings
@@ -42,15 +42,15 @@ def score(
 ) -> None:  # fmt: skip
     """Score captions against references. The table goes to standard error."""
     from raycap.metrics.files import read_candidates, read_references
-    from raycap.metrics.score import score_captions
+    from raycap.metrics.score import common_images, score_captions
 
     _check_clip_options(images, clip_model, clip_pretrained)
     spoken, written = read_candidates(candidates), read_references(references)
     metrics = metrics or (*DEFAULT_METRICS, *(["clipscore"] if clip_model else []))
     embeddings = None
     if images and clip_model and {"clipscore", "refcompare"} & set(metrics):
-        shared = {i: caption for i, caption in spoken.items() if i in written}
-        embeddings = _embed(shared, written, references, images, clip_model, clip_pretrained)
+        shared, _ = common_images(spoken, written, allow_partial)
+        embeddings = _embed({i: spoken[i] for i in shared}, written, references, images, clip_model, clip_pretrained)
     scores = score_captions(spoken, written, metrics, embeddings=embeddings, allow_partial=allow_partial)
     if per_image:
         lines = [{"image_id": i, "caption": spoken[i], **values} for i, values in scores.per_image.items()]
@@ -81,7 +81,8 @@ def _embed(
     from raycap.train.progress import Progress
 
     found = pictures_by_id(list(candidates), images, coco_file_names(references_file))
-    clip = load_trained_clip(Path(model)) if pretrained is None else load_clip(model, pretrained, prompt=PROMPT)
+    with as_options({"clip.model": "--clip-model", "clip.pretrained": "--clip-pretrained", "clip": "--clip-model"}):
+        clip = load_trained_clip(Path(model)) if pretrained is None else load_clip(model, pretrained, prompt=PROMPT)
     progress, ids = Progress("clip", "images", out=sys.stderr), list(found)
     seen: dict[str, Any] = {}
     for batch in picture_batches(list(found.values()), batch_size=64, max_pixels=MAX_PIXELS):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raycap.cli.group import (
+    as_options,
     checkpoint_option,
     comma_list,
     device_option,
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from raycap.evaluate.system import Decoding, System
 
 FORMATS = ("auto", "flickr8k", "csv", "coco", "karpathy", "folder", "scenes")
+_DATA_OPTIONS = {
+    "data.root": "--data", "data.skip": "--skip", "data.format": "--format", "data.max_pixels": "--max-pixels",
+}  # fmt: skip
+_DECODING_OPTIONS = {"num_captions": "--num-captions", "decoding": "--decoding"}
 
 
 @click.command()
@@ -64,10 +69,11 @@ def evaluate(**given: Any) -> None:
     out = out_folder(given["out"]) if given["out"] else None
     recipe = system.origin.recipe
     most = given["max_pixels"] or recipe.data.max_pixels
-    split = read_split(
-        given["data"].absolute(), format=given["format_"], split=given["split"], skip=given["skip"] or (),
-        seed=recipe.data.seed, max_pixels=most, progress=Progress("check", "images", out=sys.stderr).update,
-    )  # fmt: skip
+    with as_options(_DATA_OPTIONS):
+        split = read_split(
+            given["data"].absolute(), format=given["format_"], split=given["split"], skip=given["skip"] or (),
+            seed=recipe.data.seed, max_pixels=most, progress=Progress("check", "images", out=sys.stderr).update,
+        )  # fmt: skip
     click.echo(split.report.summary(), err=True)
     evaluation = evaluate_system(
         system, split, given["metrics"] or recipe.evaluate.metrics, max_pixels=most,
@@ -105,7 +111,8 @@ def _write_evaluation(out: Path, system: System, evaluation: Evaluation) -> None
                  help="Captions an image, of --decoding sample; several come as a list `captions`."),
     click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
                  help="Of --decoding sample."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --decoding sample."),
+    click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True,
+                 help="Of --decoding sample."),
     click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at once."),
     max_pixels_option,
     device_option,
@@ -122,8 +129,9 @@ def caption(pictures: tuple[Path, ...], checkpoint: Path, device: str, **given: 
     from raycap.train.progress import Progress
 
     files = find_pictures(pictures)
-    kind, numbers = given["decoding"], {key: given[key] for key in ("num_captions", "temperature", "seed")}
-    decoding = Decoding(kind, **numbers)
+    numbers = {key: given[key] for key in ("num_captions", "temperature", "seed")}
+    with as_options(_DECODING_OPTIONS):
+        decoding = Decoding(given["decoding"], **numbers)
     system = System.open(checkpoint, device)
     recipe = system.origin.recipe
     decoding = replace(decoding, beam_size=given["beam_size"] or recipe.evaluate.beam_size)

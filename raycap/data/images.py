@@ -21,6 +21,7 @@ from raycap.data.schema import ImageRecord
 from raycap.errors import DataError
 
 MAX_PIXELS = 64_000_000
+MAX_ASPECT = 200  # longer side to shorter: encoders resize the shorter one, and a longer strip grows to gigabytes
 # What cameras, phones and the web write, by its endings; not EPS, PDF and such, which start other programs.
 SUFFIXES_BY_FORMAT = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -68,7 +69,7 @@ class ImageBroken(UnusableImage):
 
 
 class ImageTooLarge(UnusableImage):
-    """The header announces more than max_pixels pixels; nothing was decoded."""
+    """The header announces more than max_pixels pixels, or a strip; nothing was decoded."""
 
     kind = "image_too_large"
 
@@ -91,6 +92,9 @@ def open_image(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> I
             width, height = picture.size
             if width * height > max_pixels:
                 raise _too_large(name, f"{width} x {height} pixels, more than {max_pixels} allowed")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                what = f"{width} x {height} pixels: one side is more than {MAX_ASPECT} times the other"
+                raise ImageTooLarge(what, key="image", value=name, remedy="cut it to the part that matters")
             picture.load()
             return _upright(_to_rgb(picture), picture)
     except UnusableImage:

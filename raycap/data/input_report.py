@@ -20,7 +20,7 @@ from raycap.errors import DataError
 KINDS: dict[str, str] = {
     "image_missing": "a photograph that is named or listed is not there",
     "image_broken": "a file cannot be decoded as a picture (damaged, truncated, empty, or no picture at all)",
-    "image_too_large": "the header announces more pixels than data.max_pixels (a decompression bomb)",
+    "image_too_large": "the header announces more pixels than data.max_pixels, or a strip (a decompression bomb)",
     "line_malformed": "a line, row or entry does not have the form its file needs",
     "wrong_encoding": "text that is not UTF-8",
     "caption_empty": "a caption without a letter or digit",

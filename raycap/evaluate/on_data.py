@@ -30,6 +30,8 @@ from raycap.evaluate.scoring import score_system
 from raycap.evaluate.system import Decoding, System
 from raycap.metrics.score import Scores
 from raycap.models.clip import Clip
+from raycap.models.origin import Origin
+from raycap.train.journal import read_log
 
 _NO_CAPTION = "image_without_caption"
 _NEEDS_JUDGE = ("clipscore", "refcompare")
@@ -225,6 +227,15 @@ def evaluation_report(system: System, evaluation: Evaluation) -> Report:
         "versions": f"raycap {raycap.__version__}, torch {torch.__version__}, transformers {transformers.__version__}",
     }
     return Report(
+        curves=_curves(system.origin),
         title=f"{system.origin.name} on {split.root.name}, split {split.name}",
         rows=result_rows(system, evaluation), examples=examples, facts=facts, seed=system.origin.recipe.seed,
     )  # fmt: skip
+
+
+def _curves(origin: Origin) -> dict[str, list[dict[str, Any]]]:
+    """The training log of the stage that the checkpoint lies in; an export has none."""
+    for folder in origin.folder.parents[:2]:  # STAGE/best, STAGE/checkpoints/step-000150
+        if (folder / "stage.json").is_file() and (folder / "log.jsonl").is_file():
+            return {origin.stage: read_log(folder)}
+    return {}

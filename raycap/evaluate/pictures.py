@@ -69,14 +69,12 @@ def _opened(paths: Sequence[Path], max_pixels: int, threads: int) -> Iterator[Op
 def find_pictures(given: Iterable[Path]) -> list[Path]:
     """Files as they are given, and every picture in the given folders: by suffix, sub-folders too, sorted.
 
-    Files that are given by name are taken whatever their suffix, missing ones too (unless all are).
+    Files that are given by name are taken whatever their suffix, missing ones too: opening them says what is wrong.
 
     Raises:
-        DataError: nothing is there, or no picture in any of the folders and no file besides.
+        DataError: no picture is in any of the folders, and no file is given besides.
     """
     given = list(given)
-    if given and not any(path.exists() for path in given):
-        raise DataError("no such file or folder", key="image", value=", ".join(map(str, given[:5])))
     found = [file for path in given for file in (_in_folder(path) if path.is_dir() else [path])]
     if not found:
         raise DataError("no picture is in these folders or below them", key="image",

@@ -100,8 +100,7 @@ def score_captions(
     if unknown or not metrics:
         remedy = f"choose from {', '.join(METRICS)}"
         raise Refused("unknown metric" if unknown else "no metric", key="metrics", value=unknown, remedy=remedy)
-    images, left_out = _common_images(candidates, references, allow_partial)
-    _check_references(images, references)
+    images, left_out = common_images(candidates, references, allow_partial)
     tokens = [tokenize(candidates[image]) for image in images]
     reference_tokens = [[tokenize(caption) for caption in references[image]] for image in images]
     tables = _Tables(images)
@@ -141,9 +140,14 @@ class _Tables:
         return {image: dict(zip(keys, row, strict=True)) for image, row in zip(self.images, values, strict=True)}
 
 
-def _common_images(
-    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], allow_partial: bool
+def common_images(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], allow_partial: bool = False
 ) -> tuple[list[str], dict[str, int]]:
+    """The images that can be scored, and how many candidates and references are left out.
+
+    Raises:
+        Refused: as `score_captions` does, so that whoever embeds first can ask before the work.
+    """
     images = [image for image in candidates if image in references]
     without_reference = [image for image in candidates if image not in references]
     without_candidate = [image for image in references if image not in candidates]
@@ -153,6 +157,7 @@ def _common_images(
         refuse(without_candidate, "image(s) with references have no candidate", "candidates", remedy)
     if not images:
         raise Refused("candidates and references have no image in common", key="candidates", value=len(candidates))
+    _check_references(images, references)
     return images, {"candidates": len(without_reference), "references": len(without_candidate)}
 
 

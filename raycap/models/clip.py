@@ -125,11 +125,16 @@ def load_trained_clip(folder: Path, device: str = "cpu") -> Clip:
     """
     try:
         about = json.loads((folder / ABOUT).read_text())
-    except (OSError, ValueError) as error:
+        model, prompt, trained_on = about["model"], about["prompt"], about["trained_on"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError("holds no trained CLIP", key="clip", value=str(folder),
                               remedy="run the stage `clip`") from error  # fmt: skip
-    clip = load_clip(about["model"], str(folder / WEIGHTS), prompt=about["prompt"], device=device)
-    clip.name = f"{about['model']}/{about['trained_on']}"
+    try:
+        clip = load_clip(model, str(folder / WEIGHTS), prompt=prompt, device=device)
+    except RecipeError as error:
+        raise CheckpointError(f"cannot be loaded: {error.what}", key="clip", value=str(folder / WEIGHTS),
+                              remedy="run the stage `clip` again") from error  # fmt: skip
+    clip.name = f"{model}/{trained_on}"
     return clip
 
 

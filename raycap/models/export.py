@@ -11,11 +11,15 @@ All references are relative to the folder, so it may be moved as a whole.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 import raycap
 from raycap.errors import CheckpointError, Refused
@@ -25,6 +29,8 @@ from raycap.models.origin import Origin, file_values, read_origin, with_values
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import HFTokenizer
 from raycap.recipe import Recipe, to_yaml
+
+_CLIP_WEIGHTS = "clip.safetensors"
 
 
 def export_captioner(checkpoint: Path, out: Path, *, force: bool = False) -> Path:
@@ -108,12 +114,19 @@ def _copy_files(folder: Path, recipe: Recipe) -> dict[str, str]:
 
 
 def _copy_clip(source: Path, target: Path) -> None:
+    """The CLIP with its weights as safetensors: nobody should have to unpickle what somebody sends."""
     target.mkdir(parents=True)
-    for name in (clip_files.ABOUT, clip_files.WEIGHTS):
-        if not (source / name).is_file():
-            raise CheckpointError(f"the CLIP that was trained in the run lacks {name}", key="checkpoint",
-                                  value=str(source), remedy="export where the run still is")  # fmt: skip
-        shutil.copyfile(source / name, target / name)
+    try:
+        about = json.loads((source / clip_files.ABOUT).read_text())
+        weights = source / about.get("weights", clip_files.WEIGHTS)
+        pickled = weights.suffix != ".safetensors"
+        tensors = torch.load(weights, map_location="cpu", weights_only=True) if pickled else load_file(weights)
+    except Exception as error:  # whatever a broken file makes torch raise
+        raise CheckpointError(f"the CLIP that was trained in the run cannot be read: {error}", key="checkpoint",
+                              value=str(source), remedy="export where the run still is") from error  # fmt: skip
+    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, target / _CLIP_WEIGHTS)
+    (target / _CLIP_WEIGHTS).chmod(0o644)
+    (target / clip_files.ABOUT).write_text(json.dumps({**about, "weights": _CLIP_WEIGHTS}))
 
 
 def _save_lm(folder: Path, captioner: PrefixCaptioner) -> None:

@@ -107,6 +107,12 @@ def test_a_bomb_is_refused_from_its_header() -> None:
         open_image(png_header(60000, 60000))
 
 
+def test_a_strip_that_resizing_would_blow_up_is_refused() -> None:
+    with pytest.raises(ImageTooLarge, match="1 x 201 pixels: one side is more than 200 times the other"):
+        open_image(encoded(Image.new("RGB", (1, 201))))
+    assert open_image(encoded(Image.new("RGB", (400, 2)))).size == (400, 2)
+
+
 def damaged(name: str) -> bytes:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     jpeg, png = encoded(Image.fromarray(noise), "JPEG"), encoded(Image.fromarray(noise))
