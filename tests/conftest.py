@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from raycap.data.features import FeatureStore, write_meta, write_shard
 from raycap.models.build import lm_from_scratch
+from raycap.models.clip import fill_clip, new_clip
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig
 from raycap.models.tokenizer import Tokenizer, WordTokenizer
 from raycap.recipe import ClusterRecipe
@@ -139,6 +140,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
         pooled=write_features(folder / "pooled", {name: grid.mean(axis=0) for name, grid in grids.items()}),
         tokenizer=WordTokenizer.train(words),
     )
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`raycap-scenes-reward` with random weights, as a folder that `raycap.train.clip` would write."""
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("clip")
+    fill_clip(folder, new_clip("raycap-scenes-reward", "A photo depicts "), {"trained_on": "nothing"})
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from raycap.errors import CheckpointError, RecipeError
 from raycap.recipe import ClipModelRecipe
 
 WEIGHTS, ABOUT = "clip.pt", "clip.json"
+_REMEDY = "run the stage `clip` again, or take an export of the captioner: it brings its CLIPs"
 _CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -94,7 +95,8 @@ def load_clip(model: str, pretrained: str, *, prompt: str, device: str = "cpu") 
     try:
         built, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained)
     except Exception as error:
-        raise RecipeError(f"its weights cannot be loaded: {str(error).splitlines()[0][:200]}", key="clip.pretrained",
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RecipeError(f"its weights cannot be loaded: {why}", key="clip.pretrained",
                           value=f"{model}/{pretrained}", remedy="give a local weights file, or run where the hub is "
                           "reachable") from error  # fmt: skip
     name = f"{model}/{Path(pretrained).stem if is_file else pretrained}"
@@ -126,14 +128,15 @@ def load_trained_clip(folder: Path, device: str = "cpu") -> Clip:
     try:
         about = json.loads((folder / ABOUT).read_text())
         model, prompt, trained_on = about["model"], about["prompt"], about["trained_on"]
+        weights = folder / about.get("weights", WEIGHTS)  # an export has safetensors
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError("holds no trained CLIP", key="clip", value=str(folder),
-                              remedy="run the stage `clip`") from error  # fmt: skip
+        raise CheckpointError(f"holds no trained CLIP (no {ABOUT} that can be read)", key="clip", value=str(folder),
+                              remedy=_REMEDY) from error  # fmt: skip
     try:
-        clip = load_clip(model, str(folder / WEIGHTS), prompt=prompt, device=device)
+        clip = load_clip(model, str(weights), prompt=prompt, device=device)
     except RecipeError as error:
-        raise CheckpointError(f"cannot be loaded: {error.what}", key="clip", value=str(folder / WEIGHTS),
-                              remedy="run the stage `clip` again") from error  # fmt: skip
+        raise CheckpointError(f"cannot be loaded: {error.what}", key="clip", value=str(weights),
+                              remedy=_REMEDY) from error  # fmt: skip
     clip.name = f"{model}/{trained_on}"
     return clip
 

