@@ -8,7 +8,6 @@ job with the component's name and the caption.
 from __future__ import annotations
 
 import importlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -54,20 +53,28 @@ def build_component(name: str, context: RewardContext, options: Mapping[str, Any
 
     Raises:
         RecipeError: no such component, or its class refuses the options.
+        RewardError: its constructor failed.
     """
     path = source or BUILT_IN.get(name, "")
     module, _, attribute = path.partition(":")
-    if not attribute:
+    if not (module and attribute):
         raise RecipeError(f"expected one of {', '.join(BUILT_IN)}, or package.module:ClassName",
                           key=f"rewards.{name}.source", value=source or name)  # fmt: skip
     try:
         kind = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"cannot be imported: {error}", key=f"rewards.{name}.source", value=path) from error
+    except Exception as error:
+        raise RecipeError(f"cannot be imported: {type(error).__name__}: {error}", key=f"rewards.{name}.source",
+                          value=path, remedy="the module must be importable in every process") from error  # fmt: skip
     try:
         return kind(context, **options)
+    except RaycapError:
+        raise
     except TypeError as error:
-        raise RecipeError(str(error), key=f"rewards.{name}.options", value=dict(options)) from error
+        raise RecipeError(str(error), key=f"rewards.{name}.options", value=dict(options),
+                          remedy=f"they are the keyword arguments of {path}") from error  # fmt: skip
+    except Exception as error:
+        what = f"raised {type(error).__name__} when it was built: {error}"
+        raise RewardError(what, key=f"rewards.{name}", value=path, remedy="mend the component") from error
 
 
 def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDArray[np.float32]:
@@ -77,7 +84,7 @@ def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDAr
         float32 [N], NaN where the component said None.
 
     Raises:
-        RewardError: the component raised, or returned NaN, infinity or a wrong number of values.
+        RewardError: the component raised, or returned NaN, infinity, no number, or a wrong number of values.
     """
     keys = list(zip(batch.image_ids, batch.captions, batch.finished, strict=True))
     places: dict[tuple[str, str, bool], int] = {}
@@ -90,20 +97,35 @@ def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDAr
     except RaycapError:
         raise
     except Exception as error:
-        raise RewardError(f"raised {type(error).__name__}: {error}", key=f"rewards.{name}",
-                          value=unique.captions[:1], remedy="mend the component; nothing was trained on this step",
-                          ) from error  # fmt: skip
+        what = f"raised {type(error).__name__}: {error}; {len(unique)} captions were asked"
+        raise _fault(name, what, unique, 0, "mend the component; nothing was trained on this step") from error
     if len(answer) != len(unique):
-        raise RewardError(f"returned {len(answer)} values for {len(unique)} captions", key=f"rewards.{name}",
-                          value=unique.captions[:1])  # fmt: skip
+        what = f"returned {len(answer)} values for {len(unique)} captions"
+        raise _fault(name, what, unique, min(len(answer), len(unique) - 1), "return one value a caption")
     values = np.empty(len(unique), np.float32)
     for index, value in enumerate(answer):
-        if value is not None and not math.isfinite(value):
-            raise RewardError(f"returned {value} for image {unique.image_ids[index]!r}", key=f"rewards.{name}",
-                              value=unique.captions[index], remedy="return None where the reward does not apply",
-                              )  # fmt: skip
-        values[index] = np.nan if value is None else value
+        values[index] = np.nan if value is None else _float32(value)
+        if value is not None and not np.isfinite(values[index]):
+            what = f"returned {value!r}, which is not a finite float32"
+            raise _fault(name, what, unique, index, "return None where the reward does not apply")
     return values[[places[key] for key in keys]]
+
+
+def _float32(value: Any) -> np.float32:
+    """A number as float32; NaN where it is none, infinity where it does not fit."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.float32(np.nan if isinstance(value, str | bytes) else float(value))
+    except (TypeError, ValueError, OverflowError):
+        return np.float32(np.nan)
+
+
+def _fault(name: str, what: str, batch: CaptionBatch, index: int, remedy: str) -> RewardError:
+    """The error that names the component, the image and the caption where it was noticed."""
+    if not len(batch):
+        return RewardError(what, key=f"rewards.{name}", remedy=remedy)
+    where = f"{what} (image {batch.image_ids[index]!r})"
+    return RewardError(where, key=f"rewards.{name}", value=batch.captions[index], remedy=remedy)
 
 
 def score_generation(
