@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -82,11 +82,21 @@ def _lines(section: BaseModel, depth: int) -> list[str]:
         elif isinstance(value, dict) and value and all(isinstance(v, BaseModel) for v in value.values()):
             lines.append(f"{indent}{name}:{note}")
             for key, inner in value.items():
-                lines += [f"{indent}  {key}:", *_lines(inner, depth + 2)]
+                lines += [f"{indent}  {_dump(key)}:", *_lines(inner, depth + 2)]
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).strip()
-            lines.append(f"{indent}{name}: {text.removesuffix('...').strip()}{note}")
+            lines.append(f"{indent}{name}: {_dump(value)}{note}")
     return lines
+
+
+def _dump(value: Any) -> str:
+    """A plain value as YAML on one line; with escapes where it holds line breaks or what cannot be printed."""
+
+    def dump(**style: Any) -> str:
+        text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, **style)
+        return text.strip().removesuffix("...").strip()
+
+    text = dump(allow_unicode=True)
+    return text if text.isprintable() else dump(default_style='"')
 
 
 def _read(name_or_file: str) -> dict[str, Any]:
@@ -138,11 +148,16 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 def _suggest(location: tuple[int | str, ...]) -> str:
     model: Any = Recipe
+    of_names = False  # inside a mapping from the user's own names to sections, such as `rewards`
     for part in location[:-1]:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if of_names:
+            of_names = False
+            continue
+        field = model.model_fields.get(part)
         if field is None:
             return "see `raycap recipe show`"
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        options = [field.annotation, *get_args(field.annotation)]
+        of_names = get_origin(field.annotation) is dict
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
         if model is None:
             return "see `raycap recipe show`"

@@ -8,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Metric = Literal["bleu", "rouge", "cider", "meteor", "spice", "clipscore", "refcompare"]
+"""As `raycap.metrics.score.METRICS` has them: a wrong name is refused before a run and not at its end."""
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values cannot change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ScenesRecipe(Section):
@@ -157,7 +159,9 @@ class SCSTRecipe(Section):
 
 class EvaluateRecipe(Section):
     split: Literal["train", "select", "dev", "test"] = Field("test", description="what the table reports on")
-    metrics: list[str] = Field(["bleu", "rouge", "cider", "clipscore"], description="also meteor, spice (Java)")
+    metrics: list[Metric] = Field(
+        ["bleu", "rouge", "cider", "clipscore"], description="also refcompare, meteor, spice (Java)"
+    )
     decodings: list[Literal["greedy", "beam"]] = Field(["greedy", "beam"], description="of every row's captions")
     beam_size: Positive = Field(3, description="of the beam search")
     batch_size: Positive = Field(100, description="images decoded at once")

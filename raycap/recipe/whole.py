@@ -26,7 +26,9 @@ Stage = Literal["prepare", "clip", "features", "mle", "scst", "mle_continued", "
 class Recipe(Section):
     """A run: its stages in order and all their values."""
 
-    name: str = Field(..., pattern=r"^[A-Za-z0-9._-]+$", description="of the run: its folder under `storage`")
+    name: str = Field(
+        ..., pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", description="of the run: its folder under `storage`"
+    )
     stages: list[Stage] = Field(..., min_length=1, description="run in this order; what is finished is reused")
     storage: str | None = Field(None, description="absolute path that all nodes see (also RAYCAP_STORAGE)")
     seed: int = Field(0, ge=0, description="of weights, order and samples")
@@ -66,6 +68,10 @@ class Recipe(Section):
             )
         if self.features.encoder == "clip.reward" and self.clip.reward is None and "features" in self.stages:
             raise ValueError("features.encoder = 'clip.reward', but clip.reward is not set")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {self.seeds}: one of them comes twice")
+        if "scst" in self.stages and not self.rewards:
+            raise ValueError("rewards is empty, but the stage scst needs a component: name one, such as cider")
         if "clip" in self.rewards and self.clip.reward is None:
             raise ValueError("rewards.clip needs clip.reward")
         if self.features.kind == "pooled" and self.captioner.mapping == "grid":
