@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,8 +18,9 @@ import torch
 from safetensors import safe_open
 
 from raycap.errors import CheckpointError
-from raycap.models.checkpoint import WEIGHTS, fill_captioner, save_captioner, write_folder
+from raycap.models.checkpoint import WEIGHTS, fill_captioner, read_about, recover_folder, save_captioner, write_folder
 from raycap.models.prefix import PrefixCaptioner
+from raycap.models.tokenizer import load_tokenizer
 
 TRAINER = "trainer.pt"
 
@@ -57,7 +59,8 @@ class FolderJournal:
     @property
     def checkpoints(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step-*"))
+        found = (self.folder / "checkpoints").glob("step-[0-9]*")
+        return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))
 
     def log(self, record: Mapping[str, Any]) -> None:
         with open(self.folder / "log.jsonl", "a") as file:
@@ -81,19 +84,25 @@ class FolderJournal:
 
         A checkpoint that cannot be read is put aside under a name that says so, and the one before it is taken.
         """
+        recover_folder(self.folder / "best")
+        found, broken = None, []
         for folder in reversed(self.checkpoints):
             try:
                 state = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
                 with safe_open(folder / WEIGHTS, framework="pt"):  # checks header against size
                     pass
+                read_about(folder)
+                load_tokenizer(folder)
             except Exception as error:  # noqa: BLE001 - whatever a broken file makes torch raise
-                folder.rename(folder.with_name(f"broken-{folder.name}"))
-                self.log({"event": "checkpoint_broken", "folder": folder.name, "error": str(error)[:200]})
+                _put_aside(folder)
+                broken.append((folder.name, f"{type(error).__name__}: {error}"[:200]))
                 continue
-            self._cut_log(int(state["step"]))
-            return folder, state
-        self._cut_log(-1)
-        return None
+            found = folder, state
+            break
+        self._cut_log(int(found[1]["step"]) if found else -1)
+        for name, why in broken:
+            self.log({"event": "checkpoint_broken", "folder": name, "error": why})
+        return found
 
     def _cut_log(self, step: int) -> None:
         file = self.folder / "log.jsonl"
@@ -110,6 +119,13 @@ class FolderJournal:
         temporary = file.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         temporary.replace(file)
+
+
+def _put_aside(folder: Path) -> None:
+    aside = folder.with_name(f"broken-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+    with suppress(FileNotFoundError):  # another rank was quicker
+        folder.rename(aside)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,205 @@
+"""What survives: newest checkpoints, the best captioner, a log that fits the checkpoint a run goes on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycap.errors import CheckpointError
+from raycap.models.checkpoint import CONFIG, WEIGHTS, load_captioner, read_about
+from raycap.models.prefix import PrefixCaptioner
+from raycap.models.tokenizer import FILE, WordTokenizer
+from raycap.train import journal as journal_module
+from raycap.train.journal import TRAINER, FolderJournal, read_log
+
+MakeCaptioner = Callable[..., PrefixCaptioner]
+
+
+@pytest.fixture(scope="module")
+def captioners(make_captioner: MakeCaptioner) -> list[PrefixCaptioner]:
+    return [make_captioner(tokenizer=WordTokenizer(["a", "dog"]), seed=seed) for seed in range(6)]
+
+
+def same(one: PrefixCaptioner, two: PrefixCaptioner) -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def filled(folder: Path, captioners: list[PrefixCaptioner], steps: int, **options: Any) -> FolderJournal:
+    """Steps 1 to `steps`, each with a log line and a checkpoint of its own captioner."""
+    journal = FolderJournal(folder, **options)
+    for step in range(1, steps + 1):
+        journal.log({"step": step, "loss": 1 / step})
+        journal.save(step, captioners[step], {"optimizer": torch.full((3,), float(step)), "seconds": 0.5 * step})
+    return journal
+
+
+def test_the_newest_checkpoints_and_the_best_captioner_are_kept(
+    tmp_path: Path, captioners: list[PrefixCaptioner]
+) -> None:
+    journal = FolderJournal(tmp_path, keep=2, about={"stage": "scst"})
+    for step in range(1, 5):
+        journal.save(step, captioners[step], {})
+        if step <= 2:
+            journal.save_best(captioners[step], {"step": step, "select_cider": 0.1 * step})
+    assert [folder.name for folder in journal.checkpoints] == ["step-000003", "step-000004"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
+    assert same(load_captioner(tmp_path / "best"), captioners[2])
+    assert read_about(tmp_path / "best") == {"stage": "scst", "step": 2, "select_cider": 0.2}
+    assert read_about(journal.checkpoints[-1]) == {"stage": "scst", "step": 4}
+    assert not (tmp_path / "best" / TRAINER).exists()
+
+
+def test_steps_are_ordered_as_numbers(tmp_path: Path, captioners: list[PrefixCaptioner]) -> None:
+    journal = FolderJournal(tmp_path, keep=2)
+    for step in (999_998, 999_999, 1_000_000):
+        journal.save(step, captioners[0], {})
+    assert [folder.name for folder in journal.checkpoints] == ["step-999999", "step-1000000"]
+    found = journal.restore()
+    assert found is not None
+    assert found[1]["step"] == 1_000_000
+
+
+def test_the_newest_checkpoint_is_gone_on_from_and_the_log_is_cut_behind_it(
+    tmp_path: Path, captioners: list[PrefixCaptioner]
+) -> None:
+    journal = filled(tmp_path, captioners, 3)
+    journal.log({"event": "note"})
+    journal.log({"step": 4, "loss": 0.25})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    found = FolderJournal(tmp_path).restore()
+    assert found is not None
+    folder, state = found
+    assert folder.name == "step-000003"
+    assert (state["step"], state["seconds"]) == (3, 1.5)
+    assert state["optimizer"].tolist() == [3, 3, 3]
+    assert same(load_captioner(folder), captioners[3])
+    assert read_log(tmp_path) == [*({"step": n, "loss": 1 / n} for n in (1, 2, 3)), {"event": "note"}]
+    journal.log({"step": 4, "loss": 0.5})
+    assert read_log(tmp_path)[-1] == {"step": 4, "loss": 0.5}
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "trainer cut": lambda folder: cut(folder / TRAINER),
+    "trainer gone": lambda folder: (folder / TRAINER).unlink(),
+    "trainer empty": lambda folder: (folder / TRAINER).write_bytes(b""),
+    "weights cut": lambda folder: cut(folder / WEIGHTS),
+    "weights gone": lambda folder: (folder / WEIGHTS).unlink(),
+    "config cut": lambda folder: cut(folder / CONFIG),
+    "config gone": lambda folder: (folder / CONFIG).unlink(),
+    "tokenizer cut": lambda folder: cut(folder / FILE),
+    "tokenizer gone": lambda folder: (folder / FILE).unlink(),
+    "all gone": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, captioners: list[PrefixCaptioner], damage: str
+) -> None:
+    journal = filled(tmp_path, captioners, 3)
+    DAMAGES[damage](journal.checkpoints[-1])
+    found = journal.restore()
+    assert found is not None
+    folder, state = found
+    assert (folder.name, state["step"]) == ("step-000002", 2)
+    assert same(load_captioner(folder), captioners[2])
+    assert (tmp_path / "checkpoints" / "broken-step-000003").is_dir()
+    steps = [record["step"] for record in read_log(tmp_path) if "step" in record]
+    assert steps == [1, 2]
+    (event,) = (record for record in read_log(tmp_path) if "event" in record)
+    assert (event["event"], event["folder"]) == ("checkpoint_broken", "step-000003")
+    assert event["error"]
+
+
+def test_a_cut_log_line_and_a_broken_checkpoint_at_once(tmp_path: Path, captioners: list[PrefixCaptioner]) -> None:
+    """A power cut does both: the note about the checkpoint must not be appended to the half line."""
+    journal = filled(tmp_path, captioners, 3)
+    cut(journal.checkpoints[-1] / TRAINER)
+    cut(tmp_path / "log.jsonl")
+    assert journal.restore() is not None
+    assert [record.get("folder", record.get("step")) for record in read_log(tmp_path)] == [1, 2, "step-000003"]
+
+
+def test_the_same_step_may_break_twice(tmp_path: Path, captioners: list[PrefixCaptioner]) -> None:
+    journal = filled(tmp_path, captioners, 3)
+    for _ in range(2):
+        cut(journal.checkpoints[-1] / WEIGHTS)
+        found = journal.restore()
+        assert found is not None
+        assert found[1]["step"] == 2
+        journal.save(3, captioners[3], {})
+
+
+def test_when_every_checkpoint_is_broken_the_run_starts_again(
+    tmp_path: Path, captioners: list[PrefixCaptioner]
+) -> None:
+    journal = filled(tmp_path, captioners, 2)
+    for folder in journal.checkpoints:
+        cut(folder / TRAINER)
+    assert journal.restore() is None
+    assert [record["folder"] for record in read_log(tmp_path)] == ["step-000002", "step-000001"]
+
+
+def test_nothing_to_go_on_from(tmp_path: Path) -> None:
+    journal = FolderJournal(tmp_path / "new" / "stage")
+    assert journal.restore() is None
+    with pytest.raises(CheckpointError, match="holds no log"):
+        read_log(tmp_path / "new" / "stage")
+    journal.log({"step": 1})  # a run that ended before its first checkpoint
+    assert journal.restore() is None
+    assert read_log(journal.folder) == []
+
+
+def test_an_interrupted_save_leaves_the_checkpoints_as_they_were(
+    tmp_path: Path, captioners: list[PrefixCaptioner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = filled(tmp_path, captioners, 3)
+    before = {folder.name: sorted(p.name for p in folder.iterdir()) for folder in journal.checkpoints}
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal_module.torch, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        journal.save(4, captioners[4], {})
+    assert {f.name: sorted(p.name for p in f.iterdir()) for f in (tmp_path / "checkpoints").iterdir()} == before
+    found = journal.restore()
+    assert found is not None
+    assert found[1]["step"] == 3
+
+
+def test_a_best_captioner_that_was_being_replaced_comes_back(tmp_path: Path, captioners: list[PrefixCaptioner]) -> None:
+    """Killed between the two renames of the replacement: the old one lies under its hidden name."""
+    journal = filled(tmp_path, captioners, 1)
+    journal.save_best(captioners[1], {})
+    (tmp_path / "best").rename(tmp_path / ".best.4711.old")
+    shutil.copytree(journal.checkpoints[0], tmp_path / ".best.4711.tmp")
+    journal.restore()
+    assert same(load_captioner(tmp_path / "best"), captioners[1])
+
+
+def test_every_record_is_a_line_at_once_and_is_watched(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    journal = FolderJournal(tmp_path, watch=seen.append)
+    records = [{"step": 1, "loss": 0.1}, {"event": "x", "text": "a\nb\u2028c"}]
+    for count, record in enumerate(records, start=1):
+        journal.log(record)
+        assert (tmp_path / "log.jsonl").read_text().count("\n") == count
+    assert seen == read_log(tmp_path) == records
+
+
+def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
+    assert read_log(tmp_path) == [{"step": 1}]
