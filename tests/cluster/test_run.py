@@ -1,0 +1,105 @@
+"""A whole run in miniature: every stage of `scenes`, what is reused, what is stale, what an interruption costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raycap.cluster.run import run_recipe
+from raycap.cluster.stages import Run
+from raycap.errors import DataError, RecipeError, StaleStage
+from raycap.recipe import Recipe
+from raycap.train.journal import read_log
+
+from .conftest import recipe_of
+
+pytestmark = pytest.mark.ray
+
+ALL = ["prepare", "clip", "features", "mle", "scst", "mle_continued", "evaluate"]
+
+
+def whole(storage: Path, **sections: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "clip": {
+            "reward": {"model": "raycap-scenes-reward", "seed": 1},
+            "judge": {"model": "raycap-scenes-judge", "seed": 2},
+            "train": {"epochs": 1, "batch_size": 8},
+        },
+        "features": {"encoder": "clip.reward", "kind": "grid", "grid_size": 2},
+        "mle": {"epochs": 2, "batch_size": 8},
+        "scst": {"steps": 2, "select_every": 1},
+        "rewards": {"cider": {"weight": 1.0}, "clip": {"weight": 0.1}},
+        "evaluate": {"report_images": 3, "beam_size": 2},
+    }
+    return recipe_of(storage, ALL, **{**values, **sections})
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_recipe(whole(tmp_path_factory.mktemp("storage")))
+
+
+def times(run: Run) -> dict[str, int]:
+    return {stage: (run.path(stage, 0) / "finished.json").stat().st_mtime_ns for stage in ALL}
+
+
+def test_every_system_has_its_row_and_the_report_shows_a_picture(finished: Run) -> None:
+    results = json.loads((finished.folder / "results.json").read_text())
+    rows = {(row["label"], row["decoding"]): row for row in results["rows"]}
+    assert set(rows) == {(s, d) for s in ("mle_best", "mle_continued", "scst") for d in ("greedy", "beam2")}
+    for row in rows.values():
+        assert row["num_images"] == 4
+        assert row["judge"] == "raycap-scenes-judge/tiny"
+        assert {"cider_d", "bleu_4", "rouge_l", "clipscore"} <= row["metrics"].keys()
+    # systems that say the same everywhere differ in no picture: only the group of drawn ones is there
+    report = (finished.path("evaluate", 0) / "report.html").read_text()
+    assert report.count("data:image/") >= 1
+    captions = json.loads((finished.path("evaluate", 0) / "captions.scst.greedy.seed-0.json").read_text())
+    assert sorted(c["image_id"] for c in captions) == sorted(finished.dataset.ids("test"))
+
+
+def test_both_rewards_are_logged_by_component(finished: Run) -> None:
+    records = [r for r in read_log(finished.path("scst", 0)) if "pg_loss" in r]
+    assert [r["step"] for r in records] == [1, 2]
+    for record in records:
+        assert {f"reward/{c}/{w}" for c in ("cider", "clip") for w in ("sampled", "greedy", "share")} <= record.keys()
+        assert record["reward/cider/images"] == record["reward/clip/images"] == 6
+
+
+def test_the_control_takes_at_least_the_seconds_of_scst(finished: Run) -> None:
+    assert finished.results("mle_continued", 0)["seconds"] >= finished.results("scst", 0)["seconds"]
+
+
+def test_the_same_command_again_does_nothing(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = times(finished)
+    run_recipe(finished.recipe)
+    assert times(finished) == before
+    assert capsys.readouterr().out.count("finished before, reused") == len(ALL)
+
+
+def test_a_change_is_refused_by_name_and_leaves_everything(finished: Run) -> None:
+    before = times(finished)
+    changed = whole(finished.folder.parent, scst={"steps": 2, "select_every": 1, "lr": 5e-4})
+    with pytest.raises(StaleStage, match=r"scst.*lr"):
+        run_recipe(changed)
+    assert times(finished) == before
+
+
+def test_where_things_run_makes_nothing_stale(finished: Run) -> None:
+    before = times(finished)
+    run_recipe(whole(finished.folder.parent, cluster={"rollout_workers": 3, "lease_timeout_s": 30}))
+    assert times(finished) == before
+
+
+def test_missing_data_and_relative_paths_are_refused_before_ray(tmp_path: Path) -> None:
+    data = {"format": "flickr8k", "root": str(tmp_path / "nowhere")}
+    with pytest.raises((DataError, RecipeError), match=r"data\.root"):
+        run_recipe(recipe_of(tmp_path / "runs", ["prepare"], data=data))
+    with pytest.raises((DataError, RecipeError), match=r"data\.root"):
+        run_recipe(recipe_of(tmp_path / "runs", ["prepare"], data={"format": "flickr8k", "root": "relative/folder"}))
+    with pytest.raises(RecipeError, match="storage"):
+        run_recipe(recipe_of(Path("relative"), ["prepare"]))
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.parquet"))
