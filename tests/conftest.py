@@ -18,6 +18,7 @@ from raycap.models.clip import fill_clip, new_clip
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig
 from raycap.models.tokenizer import Tokenizer, WordTokenizer
 from raycap.recipe import ClusterRecipe
+from tests.tiny_run import TinyRun, make_run
 
 torch.set_num_threads(1)
 settings.register_profile("raycap", derandomize=True, deadline=None, max_examples=60)
@@ -149,6 +150,12 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     fill_clip(folder, new_clip("raycap-scenes-reward", "A photo depicts "), {"trained_on": "nothing"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A finished run in its storage. Tests read it; who changes it makes one with `make_run`, or copies it."""
+    return make_run(tmp_path_factory.mktemp("storage"))
 
 
 @pytest.fixture(scope="session")

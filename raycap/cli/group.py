@@ -62,13 +62,13 @@ def as_options(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def _renamed(error: RaycapError, names: Mapping[str, str]) -> RaycapError:
+    keys = "|".join(re.escape(key) for key in sorted(names, key=len, reverse=True))
+
     def spoken(text: str | None) -> str | None:
         if text is None:
             return None
         text = re.sub(r"data\.skip=\[([^\]]*)\]", r"--skip \1", text)
-        for key, option in names.items():
-            text = re.sub(rf"(?<![\w.]){re.escape(key)}(?![\w.])", option, text)
-        return text
+        return re.sub(rf"(?<![\w.-])({keys})(?![\w]|\.\w)", lambda found: names[found[0]], text)
 
     changed = type(error)(spoken(error.what) or "", key=spoken(error.key), remedy=spoken(error.remedy))
     changed.value, changed._has_value = error.value, error._has_value
