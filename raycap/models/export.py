@@ -30,7 +30,7 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import HFTokenizer
 from raycap.recipe import Recipe, to_yaml
 
-_CLIP_WEIGHTS = "clip.safetensors"
+LM, _CLIP_WEIGHTS = "lm", "clip.safetensors"
 
 
 def export_captioner(checkpoint: Path, out: Path, *, force: bool = False) -> Path:
@@ -87,7 +87,8 @@ def _fill(folder: Path, origin: Origin, captioner: PrefixCaptioner) -> None:
     for role, path in clips.items():
         _copy_clip(path, folder / "clips" / role)
     if captioner.config.lm_source:
-        _save_lm(folder / "lm", captioner)
+        _save_lm(folder / LM, captioner)
+        changes |= {"captioner.lm": LM} if Path(origin.recipe.captioner.lm or "").is_dir() else {}
     recipe = with_values(origin.recipe, changes)
     about = {
         **origin.about,
