@@ -72,7 +72,7 @@ class Validator:
 
     @torch.no_grad()
     def xe_loss(self, captioner: PrefixCaptioner) -> float:
-        """Mean cross-entropy a token of the first five captions of every image."""
+        """Mean cross-entropy a token of five captions of every image; where it has fewer, some count again."""
         was_training = captioner.training
         captioner.eval()
         labelled = LabelledSet(self._references, captioner.tokenizer, self.max_length)
