@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from raycap.models.checkpoint import load_captioner
-from raycap.models.prefix import PrefixCaptioner
 from raycap.train.journal import FolderJournal, read_log
 
 
@@ -137,7 +136,3 @@ def on_ranks() -> Callable[..., list[Any]]:
         return answers
 
     return run
-
-
-def gradients(captioner: PrefixCaptioner) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in captioner.named_parameters() if p.grad is not None}

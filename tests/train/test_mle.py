@@ -1,0 +1,184 @@
+"""Maximum likelihood in one process: it learns, it stops, and a run that was interrupted equals one that was not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raycap.models.checkpoint import load_captioner, read_about
+from raycap.models.prefix import PrefixCaptioner
+from raycap.recipe import MLERecipe
+from raycap.train.journal import FolderJournal, Journal, read_log
+from raycap.train.labelled import LabelledSet
+from raycap.train.mle import Control, train_mle
+from raycap.train.validation import Validator, greedy_captions
+from tests.conftest import TinyData
+
+MakeCaptioner = Callable[..., PrefixCaptioner]
+PLAIN = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+@pytest.fixture
+def train(make_captioner: MakeCaptioner, tiny: TinyData) -> Callable[..., dict[str, Any]]:
+    """train(journal, captioner=new, control=None, group=None, **recipe) on the tiny images, 16 of them labelled."""
+
+    def run(journal: Journal, captioner: PrefixCaptioner | None = None, **given: Any) -> dict[str, Any]:
+        control, group = given.pop("control", None), given.pop("group", None)
+        recipe = {"epochs": 4, "patience": 9, "batch_size": 4, "captions_per_image": 2, "lr": 0.01, "warmup_steps": 3}
+        captioner = captioner or make_captioner(tokenizer=tiny.tokenizer, spread=0.02)
+        return train_mle(
+            captioner, LabelledSet(tiny.train, tiny.tokenizer, 10), tiny.grid,
+            Validator(tiny.select, tiny.grid, max_length=10), MLERecipe(**{**recipe, **given}), seed=3,
+            journal=journal, control=control, group=group,
+        )  # fmt: skip
+
+    return run
+
+
+Train = Callable[..., dict[str, Any]]
+
+
+def test_it_learns_to_name_what_it_has_not_seen(
+    train: Train, tmp_path: Path, make_captioner: MakeCaptioner, tiny: TinyData
+) -> None:
+    captioner = make_captioner(tokenizer=tiny.tokenizer, spread=0.02)
+    done = train(FolderJournal(tmp_path), captioner, epochs=25, patience=25, ema=0.8)
+    records = [record for record in read_log(tmp_path) if "select_cider" in record]
+    assert records[0]["select_cider"] < 0.5 < 1.5 < done["best_cider"]
+    assert records[-1]["train_loss"] < 0.35 * records[0]["train_loss"]
+    assert min(record["select_xe_loss"] for record in records) < 0.6 * records[0]["select_xe_loss"]
+    best = load_captioner(tmp_path / "best")
+    said = greedy_captions(best, tiny.grid, list(tiny.select), max_length=10)
+    named = [any(text.split()[1] in caption or text.split()[-1] in caption for text in tiny.select[image_id])
+             for image_id, caption in said.items()]  # fmt: skip
+    assert sum(named) >= 6
+    assert read_about(tmp_path / "best")["step"] == done["best_step"]
+    assert done["best_cider"] == max(record["select_cider"] for record in records)
+    assert Validator(tiny.select, tiny.grid, max_length=10).cider(best) == done["best_cider"]
+
+
+@pytest.mark.parametrize("at", [3, 4, 11])
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_by_bit(
+    train: Train, tmp_path: Path, interrupted: Any, assert_same_run: Any, at: int
+) -> None:
+    """Dropout on, averaged weights, cut before the first checkpoint, at an epoch's end and in its middle."""
+    options: dict[str, Any] = {"epochs": 4, "ema": 0.9}
+    whole = train(FolderJournal(tmp_path / "whole"), **options)
+    interrupted(lambda journal: train(journal, **options), tmp_path / "cut", at=at)
+    logged = [record["step"] for record in read_log(tmp_path / "cut") if "step" in record]
+    assert max(logged, default=0) == at - 1
+    again = train(FolderJournal(tmp_path / "cut"), **options)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+    assert whole["steps"] == 16
+
+
+def test_the_comparison_of_runs_can_fail(train: Train, tmp_path: Path, assert_same_run: Any) -> None:
+    train(FolderJournal(tmp_path / "one"), epochs=1)
+    train(FolderJournal(tmp_path / "two"), epochs=1, lr=0.0100001)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_finished_run_is_not_gone_on_with(train: Train, tmp_path: Path) -> None:
+    first = train(FolderJournal(tmp_path), epochs=2)
+    lines = (tmp_path / "log.jsonl").read_text()
+    again = train(FolderJournal(tmp_path), epochs=2)
+    assert (again["steps"], again["best_cider"]) == (first["steps"], first["best_cider"])
+    assert (tmp_path / "log.jsonl").read_text() == lines
+
+
+def test_it_stops_when_select_no_longer_improves_and_stays_stopped(train: Train, tmp_path: Path) -> None:
+    """A learning rate of almost nothing: no epoch is better than the first."""
+    done = train(FolderJournal(tmp_path), epochs=20, patience=3, lr=1e-9)
+    assert done["steps"] == 4 * (1 + 3)
+    assert done["best_step"] == 4
+    records = read_log(tmp_path)
+    assert [record.get("best") for record in records if "best" in record] == [True, False, False, False]
+    assert train(FolderJournal(tmp_path), epochs=20, patience=3, lr=1e-9)["steps"] == 16
+
+
+def test_every_step_is_logged_and_every_epoch_looked_at(train: Train, tmp_path: Path) -> None:
+    train(FolderJournal(tmp_path), epochs=3)
+    records = read_log(tmp_path)
+    assert [record["step"] for record in records] == list(range(1, 13))
+    assert {record["total_steps"] for record in records} == {12}
+    looks = [record for record in records if "select_cider" in record]
+    assert [(record["step"], record["epoch"]) for record in looks] == [(4, 1), (8, 2), (12, 3)]
+    seconds = [record["seconds"] for record in records]
+    assert seconds == sorted(seconds)
+    # warm-up over 3 of 12 steps, then a cosine to 5%: the rate of the eighth step (number 7) is 4/9 of the way down
+    assert looks[-1]["lr"] < looks[1]["lr"] < looks[0]["lr"] <= 0.01
+
+
+def test_the_control_keeps_its_start_and_goes_on_whatever_select_says(
+    train: Train, tmp_path: Path, make_captioner: MakeCaptioner, tiny: TinyData
+) -> None:
+    start = make_captioner(tokenizer=tiny.tokenizer)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    cider = Validator(tiny.select, tiny.grid, max_length=10).cider(start)
+    done = train(FolderJournal(tmp_path), start, control=Control(steps=6), lr=1e-9, patience=1)
+    assert done["steps"] == 6
+    assert (done["best_step"], done["best_cider"]) == (0, cider)
+    kept = load_captioner(tmp_path / "best").state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in before.items())
+
+
+def test_the_control_may_be_measured_in_seconds(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clock is the training's own, resumed with it: here one second a look at the clock."""
+    from raycap.train import mle
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            self.now += 1.0
+            return self.now
+
+    monkeypatch.setattr(mle, "time", Clock())
+    done = train(FolderJournal(tmp_path), control=Control(steps=3, seconds=20.0))
+    assert 4 < done["steps"] <= 20, "the planned steps do not end it, the seconds do"
+    again = train(FolderJournal(tmp_path), control=Control(steps=3, seconds=20.0))
+    assert again["steps"] == done["steps"]
+
+
+class Nowhere(FolderJournal):
+    """The journal of a rank above 0."""
+
+    def log(self, record: Any) -> None: ...
+    def save(self, step: int, captioner: PrefixCaptioner, state: Any) -> None: ...
+    def save_best(self, captioner: PrefixCaptioner, about: Any) -> None: ...
+
+
+def gradients(captioner: PrefixCaptioner) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in captioner.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_a_step_and_learn_what_one_learns(
+    train: Train, tmp_path: Path, make_captioner: MakeCaptioner, tiny: TinyData, on_ranks: Any, ranks: int
+) -> None:
+    """One step on all 16 images (5 + 5 + 6 of three ranks), dropout off: loss and gradient agree."""
+
+    options = {"epochs": 1, "batch_size": 16, "grad_clip": 1e9, "warmup_steps": 0}
+    alone, *together = (make_captioner(tokenizer=tiny.tokenizer, lm_config=PLAIN) for _ in range(1 + ranks))
+    train(FolderJournal(tmp_path / "alone"), alone, **options)
+
+    def learn(group: Any) -> None:
+        journal = (Nowhere if group.rank else FolderJournal)(tmp_path / f"rank-{group.rank}")
+        train(journal, together[group.rank], group=group, **options)
+
+    on_ranks(ranks, learn)
+    expected = gradients(alone)
+    for captioner in together:
+        for name, value in gradients(captioner).items():
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5, msg=name)
+        for name, value in captioner.state_dict().items():
+            assert torch.equal(value, together[0].state_dict()[name]), f"the ranks' {name} drifted apart"
+    one, several = (read_log(tmp_path / name)[-1]["train_loss"] for name in ("alone", "rank-0"))
+    assert several == pytest.approx(one, abs=1e-5)
+    assert max(float(value.abs().max()) for value in expected.values()) > 1e-2
