@@ -113,7 +113,7 @@ def test_cells_come_row_by_row() -> None:
     torch.testing.assert_close(cells(grid, 2)[0, 1], grid[0, :, :2, 2:].mean(dim=(1, 2)))
 
 
-@pytest.fixture(scope="module", params=[("raycap-scenes-reward", 8, 96), ("raycap-scenes-judge", 2, 768)])
+@pytest.fixture(scope="module", params=[("raycap-scenes-reward", 8, 128), ("raycap-scenes-judge", 8, 96)])
 def clip(request: pytest.FixtureRequest) -> tuple[Clip, int, int]:
     torch.manual_seed(0)
     name, side, width = request.param
@@ -151,7 +151,7 @@ def test_sources_name_everything_that_changes_the_features(weights: dict[str, st
 def test_a_recipe_names_the_encoder(weights: dict[str, str], clip_folder: Path) -> None:
     reward = ClipModelRecipe(model="raycap-scenes-reward")
     from_clip = build_encoder(FeaturesRecipe(grid_size=4), reward, clip_folder)
-    assert from_clip(pictures()).shape == (3, 16, 96)
+    assert from_clip(pictures()).shape == (3, 16, 128)
     recipe = FeaturesRecipe(encoder="test_vit", weights=weights["test_vit"], kind="pooled")
     torch.testing.assert_close(
         build_encoder(recipe, None, None)(pictures()), encoder(weights, "test_vit", kind="pooled")(pictures())
