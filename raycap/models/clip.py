@@ -7,7 +7,7 @@ Any open_clip model name with a tag or a local file, and raycap's own small conf
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,18 @@ class Clip:
         return out["image_intermediates"][-1].float()
 
 
-def load_clip(model: str, pretrained: str, *, prompt: str, device: str = "cpu") -> Clip:
+def model_config(model: str) -> dict[str, Any]:
+    """What open_clip builds under this name today; a folder that is to outlive this version takes it along."""
+    return dict(_open_clip().get_model_config(model))
+
+
+def load_clip(
+    model: str, pretrained: str, *, prompt: str, device: str = "cpu", config: Mapping[str, Any] | None = None
+) -> Clip:
     """A CLIP by open_clip name and tag, by name and local weights file, or from a folder that raycap trained.
+
+    Args:
+        config: the model's own, where it is not what open_clip builds under the name.
 
     Raises:
         RecipeError: no such model or tag, or weights that are neither here nor to be had.
@@ -93,14 +103,16 @@ def load_clip(model: str, pretrained: str, *, prompt: str, device: str = "cpu") 
                           value=pretrained, remedy=f"tags: {open_clip.list_pretrained_tags_by_model(model)}",
                           )  # fmt: skip
     try:
-        built, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained)
+        built, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained, **(config or {}))
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RecipeError(f"its weights cannot be loaded: {why}", key="clip.pretrained",
                           value=f"{model}/{pretrained}", remedy="give a local weights file, or run where the hub is "
                           "reachable") from error  # fmt: skip
     name = f"{model}/{Path(pretrained).stem if is_file else pretrained}"
-    return Clip(name, built, transform, open_clip.get_tokenizer(model), prompt, device)
+    length = config["text_cfg"]["context_length"] if config else None
+    tokenizer = open_clip.get_tokenizer(model, context_length=length)
+    return Clip(name, built, transform, tokenizer, prompt, device)
 
 
 def new_clip(model: str, prompt: str, device: str = "cpu") -> Clip:
@@ -133,7 +145,7 @@ def load_trained_clip(folder: Path, device: str = "cpu") -> Clip:
         raise CheckpointError(f"holds no trained CLIP (no {ABOUT} that can be read)", key="clip", value=str(folder),
                               remedy=_REMEDY) from error  # fmt: skip
     try:
-        clip = load_clip(model, str(weights), prompt=prompt, device=device)
+        clip = load_clip(model, str(weights), prompt=prompt, device=device, config=about.get("config"))
     except RecipeError as error:
         raise CheckpointError(f"cannot be loaded: {error.what}", key="clip", value=str(weights),
                               remedy=_REMEDY) from error  # fmt: skip

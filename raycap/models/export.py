@@ -18,11 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import raycap
-from raycap.errors import CheckpointError, Refused
+from raycap.errors import Refused
 from raycap.models import clip as clip_files
 from raycap.models.checkpoint import CONFIG, fill_captioner, load_captioner, write_folder
 from raycap.models.origin import Origin, file_values, read_origin, with_values
@@ -115,19 +114,15 @@ def _copy_files(folder: Path, recipe: Recipe) -> dict[str, str]:
 
 
 def _copy_clip(source: Path, target: Path) -> None:
-    """The CLIP with its weights as safetensors: nobody should have to unpickle what somebody sends."""
+    """The CLIP with its weights as safetensors (nobody should have to unpickle what somebody sends) and its config."""
+    clip = clip_files.load_trained_clip(source)  # and not the files as they are: what does not load is refused here
+    about = json.loads((source / clip_files.ABOUT).read_text())
     target.mkdir(parents=True)
-    try:
-        about = json.loads((source / clip_files.ABOUT).read_text())
-        weights = source / about.get("weights", clip_files.WEIGHTS)
-        pickled = weights.suffix != ".safetensors"
-        tensors = torch.load(weights, map_location="cpu", weights_only=True) if pickled else load_file(weights)
-    except Exception as error:  # whatever a broken file makes torch raise
-        raise CheckpointError(f"the CLIP that was trained in the run cannot be read: {error}", key="checkpoint",
-                              value=str(source), remedy="export where the run still is") from error  # fmt: skip
-    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, target / _CLIP_WEIGHTS)
+    tensors = {name: value.cpu().contiguous().clone() for name, value in clip.model.state_dict().items()}
+    save_file(tensors, target / _CLIP_WEIGHTS)
     (target / _CLIP_WEIGHTS).chmod(0o644)
-    (target / clip_files.ABOUT).write_text(json.dumps({**about, "weights": _CLIP_WEIGHTS}))
+    config = about.get("config") or clip_files.model_config(about["model"])
+    (target / clip_files.ABOUT).write_text(json.dumps({**about, "weights": _CLIP_WEIGHTS, "config": config}))
 
 
 def _save_lm(folder: Path, captioner: PrefixCaptioner) -> None:

@@ -48,7 +48,7 @@ def test_features_are_those_on_disk(system: System, tiny_run: TinyRun) -> None:
     pictures = [open_image(path) for path in tiny_run.pictures]
     features = system.features(pictures)
     assert features.dtype == torch.float32
-    assert features.shape == (7, 4, 96)
+    assert features.shape[:2] == (7, 4)
     on_disk = system.encoder(pictures).numpy().astype(np.float16)
     assert torch.equal(features, torch.from_numpy(on_disk.astype(np.float32)))
     assert not torch.equal(features, system.encoder(pictures))

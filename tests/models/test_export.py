@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from raycap.errors import CheckpointError, Refused
 from raycap.models.build import new_captioner
 from raycap.models.checkpoint import load_captioner, save_captioner
-from raycap.models.clip import load_trained_clip
+from raycap.models.clip import load_trained_clip, model_config
 from raycap.models.encoders import build_encoder
 from raycap.models.export import export_captioner, needed_clips
 from raycap.models.origin import read_origin
@@ -76,6 +77,21 @@ def test_it_is_found_wherever_it_is_moved(exported: Path, tmp_path: Path) -> Non
     assert origin.name == "tiny/scst, seed 0, step 7"
 
 
+def test_clips_are_built_as_they_were_whatever_the_name_means_by_then(
+    exported: Path, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_trained_clip(exported / "clips" / "reward")
+    name = "raycap-scenes-reward"
+    other = {**model_config(name), "embed_dim": 8, "text_cfg": {**model_config(name)["text_cfg"], "context_length": 9}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, other)
+    after = load_trained_clip(exported / "clips" / "reward")
+    assert same(before.model, after.model)
+    captions = ["a red square and a blue ring on a wooden floor beside many other things"]
+    assert (before.embed_texts(captions) == after.embed_texts(captions)).all()
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_trained_clip(tiny_run.folder / "clip" / "reward")
+
+
 def test_an_export_of_an_export_is_the_same(exported: Path, tmp_path: Path) -> None:
     again = export_captioner(exported, tmp_path / "again")
     files = sorted(path.relative_to(exported) for path in exported.rglob("*") if path.is_file())
@@ -111,7 +127,7 @@ def test_a_clip_that_is_gone_stops_the_export_and_leaves_nothing(
     config.write_text(config.read_text().replace(str(tiny_run.folder), str(run)))
     weights = run / "clip" / "reward" / "clip.pt"
     weights.write_bytes(weights.read_bytes()[:1000]) if damage == "cut" else weights.unlink()
-    with pytest.raises(CheckpointError, match="CLIP that was trained in the run cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cannot be loaded.*stage `clip`"):
         export_captioner(run / "scst", tmp_path / "out" / "captioner")
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith("captioner") or "export" in path.name]
 
