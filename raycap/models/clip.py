@@ -78,7 +78,7 @@ class Clip:
 
 
 def model_config(model: str) -> dict[str, Any]:
-    """What open_clip builds under this name today; a folder that is to outlive this version takes it along."""
+    """What open_clip builds under this name today; a trained CLIP's folder keeps it, for the day it means another."""
     return dict(_open_clip().get_model_config(model))
 
 
@@ -128,7 +128,8 @@ def new_clip(model: str, prompt: str, device: str = "cpu") -> Clip:
 def fill_clip(folder: Path, clip: Clip, about: dict[str, Any]) -> None:
     """Write a trained CLIP's files into a folder."""
     torch.save(clip.model.state_dict(), folder / WEIGHTS)
-    (folder / ABOUT).write_text(json.dumps({"model": clip.name, "prompt": clip.prompt, **about}))
+    told = {"model": clip.name, "prompt": clip.prompt, "config": model_config(clip.name)}
+    (folder / ABOUT).write_text(json.dumps({**told, **about}))
 
 
 def load_trained_clip(folder: Path, device: str = "cpu") -> Clip:

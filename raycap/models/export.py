@@ -114,15 +114,14 @@ def _copy_files(folder: Path, recipe: Recipe) -> dict[str, str]:
 
 
 def _copy_clip(source: Path, target: Path) -> None:
-    """The CLIP with its weights as safetensors (nobody should have to unpickle what somebody sends) and its config."""
+    """The CLIP with its weights as safetensors (nobody should have to unpickle what somebody sends)."""
     clip = clip_files.load_trained_clip(source)  # and not the files as they are: what does not load is refused here
     about = json.loads((source / clip_files.ABOUT).read_text())
     target.mkdir(parents=True)
     tensors = {name: value.cpu().contiguous().clone() for name, value in clip.model.state_dict().items()}
     save_file(tensors, target / _CLIP_WEIGHTS)
     (target / _CLIP_WEIGHTS).chmod(0o644)
-    config = about.get("config") or clip_files.model_config(about["model"])
-    (target / clip_files.ABOUT).write_text(json.dumps({**about, "weights": _CLIP_WEIGHTS, "config": config}))
+    (target / clip_files.ABOUT).write_text(json.dumps({**about, "weights": _CLIP_WEIGHTS}))
 
 
 def _save_lm(folder: Path, captioner: PrefixCaptioner) -> None:

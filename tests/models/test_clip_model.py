@@ -13,7 +13,17 @@ import torch
 from PIL import Image
 
 from raycap.errors import CheckpointError, RecipeError
-from raycap.models.clip import ABOUT, WEIGHTS, Clip, clip_of, fill_clip, load_clip, load_trained_clip, new_clip
+from raycap.models.clip import (
+    ABOUT,
+    WEIGHTS,
+    Clip,
+    clip_of,
+    fill_clip,
+    load_clip,
+    load_trained_clip,
+    model_config,
+    new_clip,
+)
 from raycap.recipe import ClipModelRecipe
 
 CAPTIONS = ["a red ball", "a blue box on the left", "two green stars"]
@@ -92,7 +102,7 @@ def test_a_trained_clip_comes_back_from_its_folder(clip: Clip, tmp_path: Path) -
 def test_weights_of_another_model_are_refused(clip_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
     about = json.loads((tmp_path / ABOUT).read_text())
-    (tmp_path / ABOUT).write_text(json.dumps({**about, "model": "raycap-scenes-judge"}))
+    (tmp_path / ABOUT).write_text(json.dumps({**about, "config": model_config("raycap-scenes-judge")}))
     with pytest.raises(CheckpointError, match="cannot be loaded") as refused:
         load_trained_clip(tmp_path)
     assert refused.value.value == str(tmp_path / WEIGHTS)

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from raycap.errors import CheckpointError, Refused
+from raycap.errors import CheckpointError, RecipeError, Refused
 from raycap.models.build import new_captioner
 from raycap.models.checkpoint import load_captioner, save_captioner
-from raycap.models.clip import load_trained_clip, model_config
+from raycap.models.clip import load_clip, load_trained_clip, model_config
 from raycap.models.encoders import build_encoder
 from raycap.models.export import export_captioner, needed_clips
 from raycap.models.origin import read_origin
@@ -88,8 +88,9 @@ def test_clips_are_built_as_they_were_whatever_the_name_means_by_then(
     assert same(before.model, after.model)
     captions = ["a red square and a blue ring on a wooden floor beside many other things"]
     assert (before.embed_texts(captions) == after.embed_texts(captions)).all()
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
-        load_trained_clip(tiny_run.folder / "clip" / "reward")
+    assert same(before.model, load_trained_clip(tiny_run.folder / "clip" / "reward").model)
+    with pytest.raises(RecipeError, match="cannot be loaded"):  # by its name alone it is another one now
+        load_clip(name, str(exported / "clips" / "reward" / "clip.safetensors"), prompt="")
 
 
 def test_an_export_of_an_export_is_the_same(exported: Path, tmp_path: Path) -> None:
