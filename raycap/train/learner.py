@@ -145,16 +145,20 @@ def _mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _reward_figures(rollouts: Sequence[Rollouts], mixed: Sequence[Advantages]) -> dict[str, Any]:
-    """Means, spreads and shares by component; sampled beside greedy, from step 0 on."""
+    """Means, spreads and shares by component; sampled beside greedy, from step 0 on.
+
+    A component that applies to no image of this step has no mean: a number there would look like a reward.
+    """
     out: dict[str, Any] = {}
     for name in rollouts[0].scores:
-        sampled = np.concatenate([r.scores[name].rewards.reshape(-1) for r in rollouts])
-        greedy = np.concatenate([r.scores[name].greedy_rewards for r in rollouts])
-        out[f"reward/{name}/sampled"] = float(np.nanmean(sampled)) if len(sampled) else 0.0
-        out[f"reward/{name}/spread"] = float(np.nanstd(sampled)) if len(sampled) else 0.0
-        out[f"reward/{name}/greedy"] = float(np.nanmean(greedy))
         out[f"reward/{name}/share"] = float(np.mean([a.shares[name] for a in mixed]))
         out[f"reward/{name}/images"] = sum(a.applied[name] for a in mixed)
+        if out[f"reward/{name}/images"]:
+            sampled = np.concatenate([r.scores[name].rewards.reshape(-1) for r in rollouts])
+            greedy = np.concatenate([r.scores[name].greedy_rewards for r in rollouts])
+            out[f"reward/{name}/sampled"] = float(np.nanmean(sampled))
+            out[f"reward/{name}/spread"] = float(np.nanstd(sampled))
+            out[f"reward/{name}/greedy"] = float(np.nanmean(greedy))
     out["images_without_reward"] = int(sum((~a.kept).sum() for a in mixed))
     out["length"] = float(np.concatenate([r.generation.lengths for r in rollouts]).mean())
     out["finished_share"] = float(np.concatenate([r.generation.finished for r in rollouts]).mean())
