@@ -55,7 +55,9 @@ def make_run(storage: Path, overrides: Sequence[str] = ()) -> TinyRun:
         "scenes",
         [
             "name=tiny", f"storage={storage}", f"captioner.lm_config={_LM}", "captioner.max_length=9",
-            "features.grid_size=2", "evaluate.batch_size=3", *overrides,
+            "captioner.mapping=grid", "features={encoder: clip.reward, kind: grid, grid_size: 2}",
+            "clip.reward={model: raycap-scenes-reward, seed: 1}", "clip.judge={model: raycap-scenes-judge, seed: 2}",
+            "evaluate={batch_size: 3, beam_size: 3, metrics: [bleu, rouge, cider, clipscore]}", *overrides,
         ],
         {},
     )  # fmt: skip

@@ -30,8 +30,8 @@ LEFT = {"a.jpg": ["The dog .", "A dog runs .", "An animal outside"], "b.jpg": CA
 EXPERT = [
     ("a.jpg", "a.jpg#0", (4, 4, 4)),  # its own caption: left out
     ("a.jpg", "b.jpg#0", (1, 1, 2)),
-    ("b.jpg", "a.jpg#2", (1, 2, 1)),
-    ("b.jpg", "a.jpg#4", (3, 2, 4)),
+    ("b.jpg", "a.jpg#0", (3, 2, 4)),
+    ("b.jpg", "a.jpg#4", (1, 2, 1)),
 ]
 
 
