@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycap.data.images import open_image
+from raycap.errors import DataError
 from raycap.models.checkpoint import write_folder
 from raycap.models.clip import Clip, fill_clip, new_clip
 from raycap.recipe import ClipModelRecipe, ClipTrainRecipe
@@ -44,7 +45,13 @@ def train_clip(
 
     Returns:
         seconds, and recall at 1 and 5 (image → its first caption) among the held-out images.
+
+    Raises:
+        DataError: there is no captioned image.
     """
+    if not captions:
+        raise DataError("there is no captioned image that it may read", key="clip", value=model.model,
+                        remedy="raise data.web_share, or give captions")  # fmt: skip
     from open_clip.loss import ClipLoss
 
     seed_torch(model.seed, INIT)

@@ -1,0 +1,263 @@
+"""Self-critical training in one process: rewards rise, an interrupted run equals a whole one, collapse stops it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raycap.errors import Collapsed, RewardError
+from raycap.models.checkpoint import load_captioner, read_about
+from raycap.models.prefix import PrefixCaptioner
+from raycap.models.tokenizer import WordTokenizer
+from raycap.recipe import ClusterRecipe, SCSTRecipe
+from raycap.train.journal import FolderJournal, Journal, read_log
+from raycap.train.prompts import PromptSchedule
+from raycap.train.scst import far_below_greedy, train_scst
+from raycap.train.validation import Validator
+from raycap.types import CaptionBatch
+from tests.conftest import TinyData
+
+MakeCaptioner = Callable[..., PrefixCaptioner]
+WORDS = ("one", "two", "three", "four", "five")
+WORTH = (1.0, 0.6, 0.3, 0.0, 0.0)
+
+
+class Bandit:
+    """The first word's worth: on one side of the picture "one" is best, on the other "three"; "two" is a lure."""
+
+    def score(self, batch: CaptionBatch) -> list[float | None]:
+        return [self.worth(*pair) for pair in zip(batch.image_ids, batch.captions, strict=True)]
+
+    def worth(self, image_id: str, caption: str) -> float:
+        side = int(image_id[-3:]) // 12
+        return WORTH[(WORDS.index(caption.split()[0]) + 3 * side) % 5] if caption else 0.0
+
+
+class Scripted:
+    """Looks at `select` as they were written down."""
+
+    def __init__(self, *looks: float) -> None:
+        self.looks: Iterator[float] = iter(looks)
+
+    def cider(self, captioner: PrefixCaptioner) -> float:
+        return next(self.looks)
+
+
+Train = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterRecipe) -> Train:
+    """train(journal, captioner=new, component=Bandit(), looks=None, max_length=6, seed=0, **recipe)."""
+
+    def run(
+        journal: Journal, captioner: PrefixCaptioner | None = None, component: Any = None, looks: Any = None,
+        max_length: int = 6, seed: int = 0, **given: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        values = {"steps": 6, "batch_size": 6, "lease_size": 4, "num_samples": 3, "lr": 1e-3, "select_every": 2}
+        recipe = SCSTRecipe(**{**values, "collapse_share": 0, **given})
+        captioner = captioner or make_captioner(tokenizer=WordTokenizer(WORDS), seed=seed)
+        schedule = PromptSchedule(
+            list(tiny.captions), batch_size=recipe.batch_size, lease_size=recipe.lease_size, seed=seed
+        )
+        validator: Any = looks or Validator(dict.fromkeys(tiny.select, ("one two", "three")), tiny.grid, max_length=6)
+        return train_scst(
+            captioner, schedule, tiny.grid, {"bandit": component or Bandit()}, {"bandit": 1.0}, validator, recipe,
+            one_thread, max_length=max_length, seed=seed, journal=journal,
+        )  # fmt: skip
+
+    return run
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    return [record for record in read_log(folder) if "pg_loss" in record]
+
+
+@pytest.mark.parametrize("baseline", ["greedy", "leave_one_out"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_comes_near_the_known_optimum(
+    train: Train, tmp_path: Path, make_captioner: MakeCaptioner, baseline: str, seed: int
+) -> None:
+    """A policy that starts nearly uniform, at a mean worth of 0.3; the best it could have is 1."""
+    start = make_captioner(tokenizer=WordTokenizer(WORDS), spread=0.05, seed=seed, lm_config={"n_layer": 1})
+    train(
+        FolderJournal(tmp_path), start, looks=Scripted(0.5, 0.9), max_length=2, seed=seed, steps=110, batch_size=12,
+        lease_size=12, num_samples=8, lr=5e-3, baseline=baseline, select_every=110,
+    )  # fmt: skip
+    rewards = [record["reward/bandit/sampled"] for record in steps(tmp_path)]
+    assert np.mean(rewards[:5]) < 0.4
+    assert np.mean(rewards[-10:]) > 0.95
+    assert steps(tmp_path)[-1]["reward/bandit/greedy"] > 0.95
+
+
+def test_a_reward_turned_round_is_unlearned(train: Train, tmp_path: Path, make_captioner: MakeCaptioner) -> None:
+    """The direction is the reward's: with its sign changed the same loop makes it fall."""
+
+    class Turned(Bandit):
+        def worth(self, image_id: str, caption: str) -> float:
+            return -super().worth(image_id, caption)
+
+    start = make_captioner(tokenizer=WordTokenizer(WORDS), spread=0.05, lm_config={"n_layer": 1})
+    train(
+        FolderJournal(tmp_path), start, component=Turned(), looks=Scripted(0.5, 0.9), max_length=2, steps=40,
+        batch_size=12, lease_size=12, num_samples=8, lr=5e-3, baseline="leave_one_out", select_every=40,
+    )  # fmt: skip
+    rewards = [-record["reward/bandit/sampled"] for record in steps(tmp_path)]
+    assert np.mean(rewards[-5:]) < 0.5 * np.mean(rewards[:5])
+
+
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_by_bit(
+    train: Train, tmp_path: Path, interrupted: Any, assert_same_run: Any, at: int
+) -> None:
+    """Cut in the first step, at a checkpoint's own step and one step after it."""
+    options: dict[str, Any] = {"ema": 0.9, "warmup_steps": 3, "baseline": "leave_one_out"}
+    whole = train(FolderJournal(tmp_path / "whole"), **options)
+    interrupted(lambda journal: train(journal, **options), tmp_path / "cut", at=at)
+    again = train(FolderJournal(tmp_path / "cut"), **options)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+    assert [record["step"] for record in steps(tmp_path / "cut")] == [1, 2, 3, 4, 5, 6]
+    start = load_captioner(tmp_path / "whole" / "best").state_dict()
+    moved = load_captioner(tmp_path / "whole" / "checkpoints" / "step-000006").state_dict()
+    assert any(not torch.equal(start[name], moved[name]) for name in start)
+
+
+def test_a_broken_newest_checkpoint_costs_its_steps_and_nothing_else(
+    train: Train, tmp_path: Path, assert_same_run: Any
+) -> None:
+    for name in ("whole", "broken"):
+        train(FolderJournal(tmp_path / name))
+    file = tmp_path / "broken" / "checkpoints" / "step-000006" / "trainer.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    train(FolderJournal(tmp_path / "broken"))
+    events = [record for record in read_log(tmp_path / "broken") if "event" in record]
+    assert [event["folder"] for event in events] == ["step-000006"]
+    log = tmp_path / "broken" / "log.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"event"' not in line))
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_finished_run_is_not_gone_on_with(train: Train, tmp_path: Path) -> None:
+    first = train(FolderJournal(tmp_path), steps=2)
+    lines = (tmp_path / "log.jsonl").read_text()
+    again = train(FolderJournal(tmp_path), steps=2)
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in first.items() if k != "seconds"}
+    assert (tmp_path / "log.jsonl").read_text() == lines
+
+
+def test_seeds_make_different_runs(
+    train: Train, tmp_path: Path, make_captioner: MakeCaptioner, assert_same_run: Any
+) -> None:
+    for seed in (0, 1):
+        start = make_captioner(tokenizer=WordTokenizer(WORDS))
+        train(FolderJournal(tmp_path / str(seed)), start, seed=seed)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "0", tmp_path / "1")
+
+
+def test_looks_and_checkpoints_come_when_they_are_due(train: Train, tmp_path: Path) -> None:
+    """At the start, every second step, and at the end although five is odd; the best look is what is kept."""
+    done = train(FolderJournal(tmp_path), looks=Scripted(0.5, 0.9, 0.7, 0.8), steps=5, select_every=2)
+    records = read_log(tmp_path)
+    assert [(r["step"], r["select_cider"], r["best"]) for r in records if "select_cider" in r] == [
+        (2, 0.9, True), (4, 0.7, False), (5, 0.8, False),
+    ]  # fmt: skip
+    names = [folder.name for folder in FolderJournal(tmp_path).checkpoints]
+    assert names == ["step-000004", "step-000005"], "the newest two"
+    assert read_about(tmp_path / "best")["step"] == 2
+    assert {k: v for k, v in done.items() if k != "seconds"} == {
+        "best_cider": 0.9, "best_step": 2, "start_cider": 0.5, "steps": 5,
+    }  # fmt: skip
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5]
+    assert all(r["total_steps"] == 5 for r in records)
+
+
+def test_the_start_is_kept_when_nothing_later_is_better(
+    train: Train, tmp_path: Path, make_captioner: MakeCaptioner
+) -> None:
+    start = make_captioner(tokenizer=WordTokenizer(WORDS))
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    done = train(FolderJournal(tmp_path), start, looks=Scripted(0.9, 0.8, 0.7, 0.6))
+    assert done["best_step"] == 0
+    kept = load_captioner(tmp_path / "best").state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in before.items())
+
+
+def test_a_look_is_at_the_averaged_weights_and_training_goes_on_with_its_own(train: Train, tmp_path: Path) -> None:
+    """With an average the best captioner is not the checkpoint's, and without one it is."""
+    differ = {}
+    for ema in (0.0, 0.9):
+        folder = tmp_path / str(ema)
+        train(FolderJournal(folder), looks=Scripted(0.1, 0.2, 0.3, 0.4), ema=ema)
+        best, newest = (
+            load_captioner(folder / name).state_dict() for name in ("best", "checkpoints/step-000006")
+        )  # fmt: skip
+        differ[ema] = any(not torch.equal(best[name], newest[name]) for name in best)
+    assert differ == {0.0: False, 0.9: True}
+    # what is trained does not depend on who looks on
+    live = [load_captioner(tmp_path / e / "checkpoints/step-000006").state_dict() for e in ("0.0", "0.9")]
+    assert all(torch.equal(live[0][name], live[1][name]) for name in live[0])
+
+
+def test_collapse_stops_the_run_and_the_best_is_kept(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(Collapsed, match=r"from 0.8000 to 0.3000 at step 4") as stopped:
+        train(FolderJournal(tmp_path), looks=Scripted(0.8, 0.85, 0.3), collapse_share=0.5)
+    assert "leave_one_out" in str(stopped.value)
+    assert read_about(tmp_path / "best")["step"] == 2
+    assert [folder.name for folder in FolderJournal(tmp_path).checkpoints] == ["step-000002"]
+
+
+def test_a_reward_that_fails_stops_the_run_before_anything_is_learned(train: Train, tmp_path: Path) -> None:
+    class Failing(Bandit):
+        def worth(self, image_id: str, caption: str) -> float:
+            return math.nan if image_id == "img_011" else 1.0
+
+    with pytest.raises(RewardError, match=r"rewards.bandit.*'img_011'"):
+        train(FolderJournal(tmp_path), component=Failing(), batch_size=24)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_the_policy_behind_every_step_is_the_learner_s_own(train: Train, tmp_path: Path) -> None:
+    train(FolderJournal(tmp_path))
+    for record in steps(tmp_path):
+        assert record["ratio_max_error"] < 1e-4
+        assert record["ess"] > 1 - 1e-4
+        assert math.isfinite(record["pg_loss"])
+
+
+@pytest.mark.parametrize(
+    ("baseline", "sampled", "greedy", "warned"),
+    [("greedy", 0.24, 0.85, True), ("greedy", 0.7, 0.85, False), ("leave_one_out", 0.24, 0.85, False),
+     ("greedy", 0.0, 0.0, False), ("greedy", -0.5, -0.1, False)],
+)  # fmt: skip
+def test_a_greedy_baseline_far_above_the_samples_is_warned_of(
+    baseline: str, sampled: float, greedy: float, warned: bool
+) -> None:
+    recipe = SCSTRecipe(baseline=baseline)  # type: ignore[arg-type]
+    values = {"pg_loss": 1.0, "reward/cider/sampled": sampled, "reward/cider/greedy": greedy, "reward/cider/share": 1}
+    said = far_below_greedy(recipe, values)
+    assert bool(said) is warned
+    if warned:
+        for part in ("0.240", "0.850", "cider", "scst.baseline=leave_one_out"):
+            assert part in said
+
+
+def test_the_warning_stands_in_the_log_of_the_first_step(train: Train, tmp_path: Path) -> None:
+    class Unfair(Bandit):
+        """Greedy captions come last in a batch."""
+
+        def score(self, batch: CaptionBatch) -> list[float | None]:
+            return [0.1] * len(batch.captions[: -len(set(batch.image_ids))]) + [1.0] * len(set(batch.image_ids))
+
+    train(FolderJournal(tmp_path), component=Unfair(), steps=2, baseline="greedy", max_length=8)
+    first, second = steps(tmp_path)
+    assert ("warning" in first) == (first["reward/bandit/sampled"] < 0.6 * first["reward/bandit/greedy"])
+    assert "warning" in first
+    assert "warning" not in second
