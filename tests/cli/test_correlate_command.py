@@ -21,6 +21,7 @@ CROWD = [
     ("a.jpg", "a.jpg#0", 1.0),
     ("a.jpg", "b.jpg#2", 0.0),
     ("a.jpg", "a.jpg#1", 0.75),
+    ("a.jpg", "a.jpg#3", 0.5),  # the text of #0 once more: it takes no second reference away
     ("b.jpg", "b.jpg#0", 1.0),
     ("b.jpg", "a.jpg#4", 0.25),
     ("b.jpg", "b.jpg#0", 0.5),
