@@ -11,48 +11,18 @@ from typing import Any
 
 from raycap.cluster.features import extract_features
 from raycap.cluster.stages import Run, trained_clips
+from raycap.cluster.storage import data_root
 from raycap.cluster.tasks import cpu_share, gather, task
 from raycap.data.detect import import_dataset
 from raycap.data.input_report import InputReport
 from raycap.data.prepare import prepare
 from raycap.data.scenes.dataset import draw_scenes
-from raycap.errors import RecipeError
 from raycap.models.encoders import build_encoder
 from raycap.recipe import FeaturesRecipe, Recipe
 from raycap.train.clip import train_clip
 from raycap.train.progress import Progress
 
 CLIP_EMBEDDINGS = "clip_reward"
-
-
-def data_root(recipe: Recipe) -> Path:
-    """The data set's folder.
-
-    Raises:
-        RecipeError: not set, relative, or not there; it says what to put where.
-    """
-    remedy = "data.root=/absolute/folder that every node sees, or RAYCAP_DATA"
-    root = recipe.data.root
-    if not root:
-        raise RecipeError("is not set", key="data.root", value=root, remedy=f"{remedy}: {_wanted(recipe)}")
-    path = Path(root.removeprefix("file://"))
-    if not path.is_absolute():
-        raise RecipeError("is a relative path; a Ray job runs in a disposable copy of the working directory",
-                          key="data.root", value=root, remedy=remedy)  # fmt: skip
-    if not path.is_dir():
-        raise RecipeError("there is no such folder", key="data.root", value=root,
-                          remedy=f"put the data set there: {_wanted(recipe)}")  # fmt: skip
-    return path
-
-
-def _wanted(recipe: Recipe) -> str:
-    return {
-        "flickr8k": "Flickr8k.token.txt, images/ and Flickr_8k.{train,dev}Images.txt",
-        "folder": "images, and beside them a CSV, a JSONL, or a .txt each",
-        "csv": "images, and a CSV with the columns image,caption",
-        "coco": "annotations/captions_*.json and the images",
-        "karpathy": "dataset_*.json and the images",
-    }.get(recipe.data.format, "a folder in a layout that raycap knows")
 
 
 def prepare_stage(run: Run, seed: int) -> dict[str, Any]:

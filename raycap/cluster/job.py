@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from raycap.cluster.storage import run_folder
+from raycap.cluster.storage import check_places
 from raycap.errors import RaycapError
 from raycap.recipe import load_recipe
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None, *, default: str = "", presets: 
     overrides = [item for item in given if not item.startswith("recipe=")]
     try:
         recipe = load_recipe((names or [default])[-1], [*presets, *overrides])
-        run_folder(recipe)
+        check_places(recipe)
         from raycap.cluster.run import run_recipe  # seconds of imports: what is refused above is refused before
 
         run_recipe(recipe)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from raycap.cluster.data_stages import clip_stage, data_root, features_stage, prepare_stage
+from raycap.cluster.data_stages import clip_stage, features_stage, prepare_stage
 from raycap.cluster.evaluate_stage import evaluate_stage
 from raycap.cluster.stages import Run, Stage, trained_clips
+from raycap.cluster.storage import check_places
 from raycap.cluster.tasks import connected
 from raycap.cluster.training_stages import mle_continued_stage, mle_stage, scst_stage
+from raycap.models.clip import shipped_config
 from raycap.recipe import Recipe
 from raycap.train.progress import clock
 
@@ -28,6 +30,12 @@ _RESOURCES = ("workers", "num_cpus", "num_gpus")  # of a reward pool: where it r
 
 def _prepare_values(recipe: Recipe) -> dict[str, Any]:
     return _dump(recipe, "data", without=tuple(f"data.{name}" for name in _LABELS))
+
+
+def _clip_values(recipe: Recipe) -> dict[str, Any]:
+    # a name of ours may mean another model in another version of raycap
+    configs = {role: shipped_config(getattr(recipe.clip, role).model) for role in trained_clips(recipe)}
+    return {**_dump(recipe, "clip"), "configs": configs}
 
 
 def _features_values(recipe: Recipe) -> dict[str, Any]:
@@ -52,7 +60,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("prepare", True, (), _prepare_values, prepare_stage),
-        Stage("clip", True, ("prepare",), lambda r: _dump(r, "clip"), clip_stage),
+        Stage("clip", True, ("prepare",), _clip_values, clip_stage),
         Stage("features", True, ("prepare", "clip"), _features_values, features_stage),
         Stage("mle", False, ("features",), _mle_values, mle_stage),
         Stage("scst", False, ("mle",), _scst_values, scst_stage),
@@ -69,9 +77,8 @@ def run_recipe(recipe: Recipe) -> Run:
     Raises:
         RecipeError: storage or data root are not usable; StaleStage, DataError; WorkFailed from a stage.
     """
+    check_places(recipe)
     run = Run(recipe, STAGES)
-    if recipe.data.format != "scenes" and "prepare" in recipe.stages:
-        data_root(recipe)  # fails in seconds, before anything is started
     todo = [
         (name, seed)
         for name in recipe.stages

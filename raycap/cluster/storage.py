@@ -1,4 +1,4 @@
-"""Where a run lives, and which of its stages are finished, stale or still to do.
+"""Where a run lives and where its data set is, and which of its stages are finished, stale or still to do.
 
 STORAGE/<name>/<stage>/             with seeds=[0,1]: STORAGE/<name>/seed-<n>/<stage>/ for what hangs on the seed
     recipe.yaml                     the resolved recipe
@@ -37,6 +37,47 @@ def run_folder(recipe: Recipe) -> Path:
         raise RecipeError("is a relative path; a Ray job runs in a disposable copy of the working directory",
                           key="storage", value=recipe.storage, remedy=remedy)  # fmt: skip
     return Path(text) / recipe.name
+
+
+def data_root(recipe: Recipe) -> Path:
+    """The data set's folder.
+
+    Raises:
+        RecipeError: not set, relative, or not there; it says what to put where.
+    """
+    remedy = "data.root=/absolute/folder that every node sees, or RAYCAP_DATA"
+    root = recipe.data.root
+    if not root:
+        raise RecipeError("is not set", key="data.root", value=root, remedy=f"{remedy}: {_wanted(recipe)}")
+    path = Path(root.removeprefix("file://"))
+    if not path.is_absolute():
+        raise RecipeError("is a relative path; a Ray job runs in a disposable copy of the working directory",
+                          key="data.root", value=root, remedy=remedy)  # fmt: skip
+    if not path.is_dir():
+        raise RecipeError("there is no such folder", key="data.root", value=root,
+                          remedy=f"put the data set there: {_wanted(recipe)}")  # fmt: skip
+    return path
+
+
+def _wanted(recipe: Recipe) -> str:
+    return {
+        "flickr8k": "Flickr8k.token.txt, images/ and Flickr_8k.{train,dev}Images.txt",
+        "folder": "images, and beside them a CSV, a JSONL, or a .txt each",
+        "csv": "images, and a CSV with the columns image,caption",
+        "coco": "annotations/captions_*.json and the images",
+        "karpathy": "dataset_*.json and the images",
+    }.get(recipe.data.format, "a folder in a layout that raycap knows")
+
+
+def check_places(recipe: Recipe) -> None:
+    """Refuse what can be refused in a moment, before anything is imported or started.
+
+    Raises:
+        RecipeError: see `run_folder` and `data_root`.
+    """
+    run_folder(recipe)
+    if recipe.data.format != "scenes" and "prepare" in recipe.stages:
+        data_root(recipe)
 
 
 def fingerprint(value: Any) -> str:

@@ -33,6 +33,12 @@ def _open_clip() -> Any:
     return open_clip
 
 
+def shipped_config(model: str) -> dict[str, Any] | None:
+    """The config that raycap ships under this name; None for a model of open_clip's own."""
+    file = _CONFIGS / f"{model}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
 class Clip:
     """A frozen CLIP.
 
