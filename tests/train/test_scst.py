@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from raycap.decoding.sample import generate
 from raycap.errors import Collapsed, RewardError
 from raycap.models.checkpoint import load_captioner, read_about
 from raycap.models.prefix import PrefixCaptioner
@@ -18,9 +19,9 @@ from raycap.models.tokenizer import WordTokenizer
 from raycap.recipe import ClusterRecipe, SCSTRecipe
 from raycap.train.journal import FolderJournal, Journal, read_log
 from raycap.train.prompts import PromptSchedule
-from raycap.train.scst import far_below_greedy, train_scst
+from raycap.train.scst import far_below_greedy, generate_lease, train_scst
 from raycap.train.validation import Validator
-from raycap.types import CaptionBatch
+from raycap.types import CaptionBatch, Lease, Prompt
 from tests.conftest import TinyData
 
 MakeCaptioner = Callable[..., PrefixCaptioner]
@@ -160,6 +161,28 @@ def test_seeds_make_different_runs(
         train(FolderJournal(tmp_path / str(seed)), start, seed=seed)
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "0", tmp_path / "1")
+
+
+def test_a_lease_s_samples_hang_on_seed_step_and_position(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
+    """Not on the lease that an image came in, nor on its place there: a lost lease is redone by anybody."""
+    captioner, recipe = make_captioner(tokenizer=WordTokenizer(WORDS)), SCSTRecipe(num_samples=3)
+    prompts = [Prompt(image_id, 7 * n) for n, image_id in enumerate(tiny.captions)][:8]
+
+    def said(step: int = 4, seed: int = 2, places: Sequence[int] = range(8), temperature: float = 1.0) -> list[Any]:
+        lease = Lease(step, 0, tuple(prompts[place] for place in places))
+        hot = recipe.model_copy(update={"temperature": temperature})
+        made = generate_lease(captioner, tiny.grid, lease, hot, max_length=6, seed=seed)
+        return [(made.captions[3 * n : 3 * n + 3], made.greedy_captions[n]) for n in range(len(places))]
+
+    whole = said()
+    assert said(places=[5, 2]) == [whole[5], whole[2]]
+    features = torch.from_numpy(tiny.grid.get([prompt.image_id for prompt in prompts]))
+    by_hand = generate(captioner, features, positions=[7 * n for n in range(8)], num_samples=3, greedy=True,
+                       max_length=6, seed=2, step=4)  # fmt: skip
+    assert [captions for captions, _ in whole] == [by_hand.captions[3 * n : 3 * n + 3] for n in range(8)]
+    for other in (said(step=5), said(seed=3), said(temperature=3.0)):
+        assert [captions for captions, _ in other] != [captions for captions, _ in whole]
+        assert [greedy for _, greedy in other] == [greedy for _, greedy in whole]
 
 
 def test_looks_and_checkpoints_come_when_they_are_due(train: Train, tmp_path: Path) -> None:
