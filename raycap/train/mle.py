@@ -84,7 +84,7 @@ def train_mle(
         average.update()
         step += 1
         ended = over()
-        record: dict[str, Any] = {"step": step, "total_steps": max(planned, step)}
+        record: dict[str, Any] = {"step": step}
         due = ended or step % per_epoch == 0
         if due:
             with average.applied():
@@ -94,7 +94,10 @@ def train_mle(
             losses = []
             ended = over()  # this look may have been the one that patience waited for
         elapsed = seconds + time.perf_counter() - started
-        journal.log({**record, "seconds": elapsed})
+        total = planned
+        if control and control.seconds is not None:  # what the pace so far foretells
+            total = step if ended else max(step + 1, round(step * control.seconds / elapsed))
+        journal.log({**record, "total_steps": total, "seconds": elapsed})
         if due:
             journal.save(step, captioner, training_state(optimizer, average, keeper, elapsed))
     seconds += time.perf_counter() - started
