@@ -115,7 +115,7 @@ def on_ranks() -> Callable[..., list[Any]]:
     """on_ranks(size, work): `work(group)` on every rank at once; what each of them returned."""
 
     def run(size: int, work: Callable[[ThreadGroup], Any]) -> list[Any]:
-        barrier, board = threading.Barrier(size, timeout=60), [None] * size
+        barrier, board = threading.Barrier(size, timeout=600), [None] * size
         answers: list[Any] = [None] * size
 
         def rank(number: int) -> None:

@@ -46,7 +46,7 @@ def test_gradients_and_numbers_are_added_up_over_both_ranks(tmp_path: Path) -> N
         for rank, out in enumerate(outs)
     ]  # fmt: skip
     try:
-        errors = [process.communicate(timeout=300)[1] for process in ranks]
+        errors = [process.communicate(timeout=600)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
