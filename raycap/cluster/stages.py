@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ class Run:
             return self.recipe.device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
-    @property
+    @cached_property
     def dataset(self) -> PreparedDataset:
+        """What the stage `prepare` made; opened once, when it is first asked for."""
         return PreparedDataset.open(self.path("prepare", 0))
 
     def trained_clip(self, role: str) -> Path | None:
