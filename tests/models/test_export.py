@@ -134,8 +134,9 @@ def test_a_clip_that_is_gone_stops_the_export_and_leaves_nothing(
 
 
 def test_which_clips_are_needed() -> None:
-    recipe = load_recipe("scenes", [], {})
-    assert needed_clips(recipe) == ["reward", "judge"]
+    assert needed_clips(load_recipe("scenes", [], {})) == ["judge"]
+    seeing = load_recipe("scenes", ["features.encoder=clip.reward"], {})
+    assert needed_clips(seeing) == ["reward", "judge"]
     photos = load_recipe("flickr8k", [], {})
     assert needed_clips(photos) == []
 

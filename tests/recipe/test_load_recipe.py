@@ -153,7 +153,7 @@ CONTRADICTIONS = [
     (("data.num_labeled=10", "data.labeled_fraction=0.1"), "data.num_labeled", "data.labeled_fraction"),
     (("clip.judge={model: raycap-scenes-reward, seed: 9}",), "clip.judge.model", "clip.reward"),
     (("clip.judge={model: raycap-scenes-reward, seed: 1}",), "clip.judge", "must not judge"),
-    (("clip.reward=null",), "features.encoder", "clip.reward"),
+    (("clip.reward=null", "features.encoder=clip.reward"), "features.encoder", "clip.reward"),
     (("clip.reward=null", "stages=[mle]", "rewards.clip.weight=1"), "rewards.clip", "clip.reward"),
     (("features.kind=pooled",), "captioner.mapping", "mlp or transformer"),
     (("seeds=[3, 4, 3]",), "seeds", "[3, 4, 3]"),
