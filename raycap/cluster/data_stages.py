@@ -103,24 +103,34 @@ def _train_clip_task(
 
 
 def features_stage(run: Run, seed: int) -> dict[str, Any]:
-    """The captioner's features of every image, and the image embeddings under `clip.reward` where it rewards."""
+    """The captioner's features of every image."""
+    return _extract(run, "captioner", run.recipe.features)
+
+
+def clip_embeddings(run: Run) -> Path | None:
+    """Folder of the image embeddings under `clip.reward`, extracted when missing; None when no reward asks for them.
+
+    Not part of the stage `features`: a run whose rewards need no CLIP does not wait for them. A component of one's own
+    may ask for them, so they are made for any such.
+    """
+    recipe = run.recipe
+    asked = any(name == "clip" or reward.source for name, reward in recipe.rewards.items())
+    if recipe.clip.reward is None or not asked:
+        return None
+    # float32: these are rewards, not inputs of a network that is trained on them
+    _extract(run, CLIP_EMBEDDINGS, FeaturesRecipe(encoder="clip.reward", kind="pooled", dtype="float32"))
+    return run.path("features", 0) / CLIP_EMBEDDINGS
+
+
+def _extract(run: Run, name: str, features: FeaturesRecipe) -> dict[str, Any]:
     recipe, dataset = run.recipe, run.dataset
     ids = [i for split in ("train", "dev", "test") for i in dataset.ids(split)]
-    images = [(i, str(dataset.path(i))) for i in ids]
-    trained = run.trained_clip("reward")
-    wanted = {"captioner": recipe.features}
-    if recipe.clip.reward is not None:
-        # float32: these are rewards, not inputs of a network that is trained on them
-        wanted[CLIP_EMBEDDINGS] = FeaturesRecipe(encoder="clip.reward", kind="pooled", dtype="float32")
-    results = {}
-    for name, features in wanted.items():
-        build = functools.partial(build_encoder, features, recipe.clip.reward, trained, run.device)
-        results[name] = extract_features(
-            images, run.path("features", seed) / name, build, features, source=features.encoder,
-            max_pixels=recipe.data.max_pixels, workers=cpu_share(1), threads=1, num_gpus=_gpu_share(run, 1),
-            progress=Progress(f"features.{name}"[:14], "images").update,
-        )  # fmt: skip
-    return {"seconds": sum(r["seconds"] for r in results.values()), "features": results}
+    build = functools.partial(build_encoder, features, recipe.clip.reward, run.trained_clip("reward"), run.device)
+    return extract_features(
+        [(i, str(dataset.path(i))) for i in ids], run.path("features", 0) / name, build, features,
+        source=features.encoder, max_pixels=recipe.data.max_pixels, workers=cpu_share(1), threads=1,
+        num_gpus=_gpu_share(run, 1), progress=Progress(f"features.{name}"[:14], "images").update,
+    )  # fmt: skip
 
 
 def _gpu_share(run: Run, parts: int) -> float:

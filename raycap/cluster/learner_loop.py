@@ -37,7 +37,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     features = FeatureStore.open(Path(config["features"]))
     captioner = load_captioner(Path(config["start"])).to(config["device"])
     validator = Validator(config["select_references"], features, max_length=recipe.captioner.max_length)
-    learner = Learner(captioner, features, recipe.scst, config["reward_weights"], group)
+    learner = Learner(captioner, features, recipe.scst, config["reward_weights"], group, seed=config["seed"])
     keeper = BestKeeper(recipe.scst.collapse_share)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, keeper)
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raycap.cluster.crew import RolloutCrew
+from raycap.cluster.data_stages import clip_embeddings
 from raycap.cluster.exchange import Exchange
 from raycap.cluster.learner_loop import scst_loop
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
@@ -155,13 +156,13 @@ def reward_context(run: Run, folder: Path) -> ContextSpec:
         eos = bool(cider.options.get("eos", True)) if cider else True
         write_document_frequency({i: run.dataset.references(i) for i in labelled}, frequency, eos=eos)
     trained = run.trained_clip("reward")
-    has_clip = run.recipe.clip.reward is not None
+    embeddings = clip_embeddings(run)
     return ContextSpec(
         recipe=run.recipe,
         prepared=str(run.path("prepare", 0)),
         labelled=frozenset(labelled),
         document_frequency=str(frequency),
-        clip_embeddings=str(run.path("features", 0) / "clip_reward") if has_clip else "",
+        clip_embeddings=str(embeddings) if embeddings else "",
         trained_clip=str(trained) if trained else "",
         device=run.device,
     )

@@ -42,6 +42,10 @@ def new_captioner(
         mapping_layers=recipe.mapping_layers,
         mapping_heads=recipe.mapping_heads,
         feature_dropout=recipe.feature_dropout,
+        word_dropout=recipe.word_dropout,
+        grid_size=recipe.grid_size or 0,
+        crop=recipe.crop,
+        flip=recipe.flip,
     )
     return PrefixCaptioner(config, lm, tokenizer)
 

@@ -6,6 +6,7 @@ of an image is run once, whatever the number of its captions: their rows share i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from raycap.errors import RecipeError
+from raycap.models.grid import pool_grid, random_views
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
 from raycap.models.tokenizer import Tokenizer
 
@@ -32,6 +34,9 @@ class PrefixConfig:
         lm_config: a Hugging Face config as a dict, `model_type` included.
         lm_source: name or path of pretrained weights; empty when trained from scratch.
         lm_tuning: `full` or `frozen`.
+        feature_dropout: on the features (grid mapping), word_dropout: on whole words that are read, while it trains.
+        grid_size: a grid is pooled to this many cells a side; 0 leaves it as it comes.
+        crop, flip: the views that it is trained on (`raycap.models.grid.random_views`).
     """
 
     features: str
@@ -44,6 +49,10 @@ class PrefixConfig:
     mapping_layers: int = 2
     mapping_heads: int = 4
     feature_dropout: float = 0.0
+    word_dropout: float = 0.0
+    grid_size: int = 0
+    crop: int = 0
+    flip: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,7 +97,22 @@ class PrefixCaptioner(nn.Module):
                 f"the captioner was built for {self.config.features} features of width {self.config.feature_dim}",
                 key="features", value=tuple(features.shape), remedy="extract the features it was trained with",
             )  # fmt: skip
+        if self.config.grid_size:
+            features = pool_grid(features, self.config.grid_size)
         return self.mapping(features)
+
+    def views(self, features: Tensor, *, seed: int, step: int, positions: Sequence[int]) -> Tensor:
+        """What it is trained on: each image's features as a random view of them, where it is built with views.
+
+        Args:
+            features: [B, D] or [B, G, D].
+            positions: length B; a view is a function of (seed, step, position).
+        """
+        config = self.config
+        if not (config.crop or config.flip):
+            return features
+        return random_views(features, config.grid_size or None, crop=config.crop, flip=config.flip, seed=seed,
+                            step=step, positions=positions)  # fmt: skip
 
     def prefill(self, conditioning: Tensor) -> PrefixState:
         output = self.lm(inputs_embeds=conditioning, use_cache=True, logits_to_keep=1)
@@ -124,11 +148,20 @@ class PrefixCaptioner(nn.Module):
             logits = prefix.logits[image_of_row[rows]][:, None]
             if width > 1:
                 cache = _rows_of(prefix.cache, image_of_row[rows])
-                output = self.lm(input_ids=part[:, :-1], past_key_values=cache, use_cache=True)
+                output = self.lm(**self._read(part[:, :-1]), past_key_values=cache, use_cache=True)
                 logits = torch.cat([logits, output.logits], dim=1)
             picked = token_logprobs(logits, part, mask, temperature)
             out = out.index_put((rows,), torch.nn.functional.pad(picked, (0, tokens.shape[1] - width)))
         return out
+
+    def _read(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Tokens as the LM's input; in training some words go missing (their embedding is 0)."""
+        rate = self.config.word_dropout
+        if not (self.training and rate):
+            return {"input_ids": tokens}
+        embedded = self.lm.get_input_embeddings()(tokens)  # type: ignore[operator]
+        kept = torch.rand(tokens.shape, device=tokens.device) >= rate
+        return {"inputs_embeds": embedded * kept.unsqueeze(-1)}
 
 
 # Rows that are scored together at least; below it the matrix products are too thin to pay.

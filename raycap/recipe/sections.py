@@ -103,6 +103,10 @@ class CaptionerRecipe(Section):
     mapping_layers: Positive = Field(2, description="of the transformer mapping")
     mapping_heads: Positive = Field(4, description="of the transformer mapping")
     feature_dropout: Share = Field(0.0, description="dropout on the features while MLE trains (grid mapping)")
+    word_dropout: Share = Field(0.0, description="share of the words read that go missing while MLE trains")
+    grid_size: int | None = Field(None, ge=1, description="pools the grid to this many cells a side; as it is when null")
+    crop: int = Field(0, ge=0, description="training sees random windows of the grid, up to this many cells smaller")
+    flip: bool = Field(False, description="training sees every second grid mirrored, at random")
     max_length: Positive = Field(20, description="limit of a caption in tokens, EOS included")
 
 

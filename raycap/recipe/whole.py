@@ -76,6 +76,8 @@ class Recipe(Section):
             raise ValueError("rewards.clip needs clip.reward")
         if self.features.kind == "pooled" and self.captioner.mapping == "grid":
             raise ValueError("captioner.mapping = 'grid' needs features.kind = 'grid'; take mlp or transformer")
+        if self.features.kind == "pooled" and (self.captioner.grid_size or self.captioner.crop or self.captioner.flip):
+            raise ValueError("captioner.grid_size, crop and flip need features.kind = 'grid'")
         return self
 
     @property

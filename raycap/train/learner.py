@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raycap.data.features import FeatureStore
@@ -21,7 +22,7 @@ from raycap.rl.diagnostics import ratio_diagnostics
 from raycap.rl.losses import denominator_of, importance_weights, policy_gradient_loss
 from raycap.train.optimizing import Alone, Average, Group, set_lr, warmup_linear
 from raycap.train.validation import to_device
-from raycap.types import Rollouts, WeightsId, WeightSnapshot
+from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
 
 
 class Learner:
@@ -34,6 +35,7 @@ class Learner:
         captioner: the policy, trained in place.
         weights: of the reward components.
         group: the ranks that learn together; each `update` gets this rank's leases.
+        seed: of the run: the captioner sees the views that generated the captions.
     """
 
     def __init__(
@@ -43,7 +45,10 @@ class Learner:
         recipe: SCSTRecipe,
         weights: Mapping[str, float],
         group: Group | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
+        self.seed = seed
         self.captioner, self.features, self.recipe, self.weights = captioner.eval(), features, recipe, dict(weights)
         self.group = group or Alone()
         self.step, self.incarnation = 0, 0
@@ -76,8 +81,8 @@ class Learner:
         for rollout, mix, (tokens, mask, behavior, advantages) in zip(rollouts, mixed, batches, strict=True):
             if not len(tokens):
                 continue
-            images = [p.image_id for p, kept in zip(rollout.lease.prompts, mix.kept, strict=True) if kept]
-            loss, logprobs = self._loss(images, tokens, mask, behavior, advantages, denominator)
+            seen = self._seen(rollout.lease, mix.kept)
+            loss, logprobs = self._loss(seen, tokens, mask, behavior, advantages, denominator)
             loss.backward()
             loss_sum += float(loss.detach())
             diagnostics.append(ratio_diagnostics(logprobs, behavior, mask))
@@ -102,9 +107,16 @@ class Learner:
         arrays = (generation.tokens, mask, generation.behavior_logprobs, values)
         return tuple(torch.from_numpy(a[rows]).clone().to(device) for a in arrays)  # type: ignore[return-value]
 
+    def _seen(self, lease: Lease, kept: NDArray[np.bool_]) -> Tensor:
+        """Features of a lease's kept images, in the views that its captions were generated from."""
+        prompts = [prompt for prompt, keep in zip(lease.prompts, kept, strict=True) if keep]
+        features = to_device(self.features, [prompt.image_id for prompt in prompts], self.captioner)
+        positions = [prompt.position for prompt in prompts]
+        return self.captioner.views(features, seed=self.seed, step=lease.step, positions=positions)
+
     def _loss(
         self,
-        images: Sequence[str],
+        seen: Tensor,
         tokens: Tensor,
         mask: Tensor,
         behavior: Tensor,
@@ -112,7 +124,7 @@ class Learner:
         denominator: float,
     ) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
-        conditioning = self.captioner.encode(to_device(self.features, images, self.captioner))
+        conditioning = self.captioner.encode(seen)
         logprobs = self.captioner.score(conditioning, tokens, mask, temperature=recipe.temperature)
         weights = None
         if recipe.max_policy_lag > 0 and recipe.importance != "none":

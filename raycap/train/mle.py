@@ -117,7 +117,9 @@ def _step(
     seed_torch(seed, DROPOUT, step, group.rank)
     device = next(captioner.parameters()).device
     mask = torch.from_numpy(batch.loss_mask[rows]).to(device)
-    conditioning = captioner.encode(to_device(features, batch.image_ids[share], captioner))
+    seen = to_device(features, batch.image_ids[share], captioner)
+    places = range(len(batch.image_ids))[share]  # in the batch: a view does not depend on the number of ranks
+    conditioning = captioner.encode(captioner.views(seen, seed=seed, step=step, positions=places))
     logprobs = captioner.score(conditioning, torch.from_numpy(batch.tokens[rows]).to(device), mask)
     loss = cross_entropy(logprobs, mask, denominator=float(batch.loss_mask.sum()))
     optimizer.zero_grad(set_to_none=True)

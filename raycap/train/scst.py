@@ -45,7 +45,7 @@ def train_scst(
     Returns:
         best_cider, best_step, start_cider, steps, seconds.
     """
-    learner, keeper = Learner(captioner, features, recipe, weights), BestKeeper(recipe.collapse_share)
+    learner, keeper = Learner(captioner, features, recipe, weights, seed=seed), BestKeeper(recipe.collapse_share)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, keeper)
     started = time.perf_counter()
     if learner.step == 0:
@@ -69,10 +69,12 @@ def generate_lease(
     captioner: PrefixCaptioner, features: FeatureStore, lease: Lease, recipe: SCSTRecipe, *, max_length: int, seed: int
 ) -> Generation:
     """K samples from the whole distribution and the greedy caption of each image of a lease."""
+    positions = [prompt.position for prompt in lease.prompts]
+    seen = to_device(features, lease.image_ids, captioner)
     return generate(
         captioner,
-        to_device(features, lease.image_ids, captioner),
-        positions=[prompt.position for prompt in lease.prompts],
+        captioner.views(seen, seed=seed, step=lease.step, positions=positions),
+        positions=positions,
         num_samples=recipe.num_samples,
         greedy=True,
         max_length=max_length,

@@ -54,7 +54,7 @@ def recipe_of(storage: Path, stages: list[str], **sections: Any) -> Recipe:
         "storage": str(storage),
         "data": {"format": "scenes", "scenes": {"num_train": NUM_TRAIN, "num_dev": 4, "num_test": 4, "seed": 5}},
         "features": {"encoder": "test_vit"},
-        "captioner": {"lm_config": LM, "max_length": 12},
+        "captioner": {"lm_config": LM, "max_length": 12, "crop": 1, "flip": True},
         "scst": {
             "steps": 5,
             "batch_size": 6,

@@ -184,6 +184,39 @@ def test_feature_dropout_acts_while_training_only(make_captioner: MakeCaptioner)
     assert not torch.equal(captioner.encode(shown), captioner.encode(shown))
 
 
+def test_word_dropout_acts_while_training_only_and_spares_the_targets(make_captioner: MakeCaptioner) -> None:
+    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    captioner, (tokens, mask) = make_captioner(word_dropout=0.5, lm_config=off), captions(6)
+    prefix = captioner.encode(pictures("grid", 6))
+    assert torch.equal(captioner.score(prefix, tokens, mask), captioner.score(prefix, tokens, mask))
+    whole = captioner.score(prefix, tokens, mask)
+    captioner.train()
+    dropped = captioner.score(prefix, tokens, mask)
+    torch.testing.assert_close(dropped[:, 0], whole[:, 0])  # the first word is read from the prefix alone
+    assert not torch.allclose(dropped[:, 1:], whole[:, 1:])
+    assert bool((dropped[mask > 0] < 0).all())
+
+
+def test_a_grid_is_pooled_to_the_cells_that_the_captioner_was_built_for(make_captioner: MakeCaptioner) -> None:
+    captioner, plain = make_captioner(grid_size=2), make_captioner()
+    shown = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(3))
+    pooled = torch.nn.functional.avg_pool2d(shown.transpose(1, 2).reshape(2, 8, 4, 4), 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(captioner.encode(shown), plain.encode(pooled))
+    torch.testing.assert_close(captioner.encode(pooled), plain.encode(pooled))
+
+
+def test_views_are_drawn_where_it_is_built_with_them(make_captioner: MakeCaptioner) -> None:
+    shown = pictures("grid", 3)
+    assert make_captioner().views(shown, seed=1, step=2, positions=[3, 4, 5]) is shown
+    captioner = make_captioner(flip=True)
+    views = [captioner.views(shown, seed=1, step=step, positions=[3, 4, 5]) for step in range(6)]
+    mirrored = shown[:, [1, 0, 3, 2]]
+    for image in range(3):
+        seen = [torch.equal(v[image], mirrored[image]) for v in views]
+        assert all(m or torch.equal(v[image], shown[image]) for m, v in zip(seen, views, strict=True))
+    assert 0 < sum(torch.equal(v[i], mirrored[i]) for v in views for i in range(3)) < 18
+
+
 def test_a_frozen_lm_gets_no_gradient_and_the_mapping_does(make_captioner: MakeCaptioner) -> None:
     captioner = make_captioner(lm_tuning="frozen")
     tokens, mask = captions(4)

@@ -199,11 +199,11 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut(
 
 
 def test_at_lag_0_the_ratio_is_one_to_float_error(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
-    """Feature dropout and the LM's own dropout are set, and off: in generation as in learning."""
+    """Feature, word and the LM's own dropout are set, and off: in generation as in learning. Views are the same."""
     for temperature in (1.0, 0.8):
         recipe = recipe_of(temperature=temperature)
-        captioner = make_captioner(feature_dropout=0.5, seed=3).train()
-        learner = Learner(captioner, tiny.grid, recipe, {"length": 1.0})
+        captioner = make_captioner(feature_dropout=0.5, word_dropout=0.5, crop=1, flip=True, seed=3).train()
+        learner = Learner(captioner, tiny.grid, recipe, {"length": 1.0}, seed=1)
         for step in range(3):
             rollouts = roll_out(captioner, tiny.grid, recipe, {"length": Length()}, step=step)
             values = learner.update(rollouts)
@@ -213,6 +213,9 @@ def test_at_lag_0_the_ratio_is_one_to_float_error(make_captioner: MakeCaptioner,
         stale = learner.update(rollouts)
         assert stale["ratio_max_error"] > 1e-3, "a step later the samples are stale"
         assert stale["ess"] < 1 - 1e-6
+        fresh = roll_out(captioner, tiny.grid, recipe, {"length": Length()}, step=4)
+        other = Learner(captioner, tiny.grid, recipe, {"length": 1.0}, seed=2)
+        assert other.update(fresh)["ratio_max_error"] > 1e-3, "another seed sees other views"
 
 
 def test_scoring_at_another_temperature_shows_in_the_ratio(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
