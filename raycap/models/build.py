@@ -44,8 +44,6 @@ def new_captioner(
         feature_dropout=recipe.feature_dropout,
         word_dropout=recipe.word_dropout,
         grid_size=recipe.grid_size or 0,
-        crop=recipe.crop,
-        flip=recipe.flip,
     )
     return PrefixCaptioner(config, lm, tokenizer)
 

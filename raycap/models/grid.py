@@ -29,7 +29,7 @@ def side_of(cells: int) -> int:
     side = round(cells**0.5)
     if side * side != cells:
         raise RecipeError("the grid is not square: its cells cannot be pooled, cropped or mirrored", key="features",
-                          value=f"{cells} cells", remedy="unset captioner.grid_size, crop and flip")  # fmt: skip
+                          value=f"{cells} cells", remedy="unset grid_size, crop and flip")  # fmt: skip
     return side
 
 
@@ -48,7 +48,7 @@ def window_matrix(side: int, out: int, top: int, left: int, window: int, mirrore
 def _means(side: int, out: int, start: int, window: int) -> NDArray[np.float64]:
     """Mean over each of `out` parts of a stretch of cells: [out, side]."""
     if window < 1 or start + window > side:
-        raise RecipeError(f"the window {start}..{start + window} lies outside the grid", key="captioner.crop",
+        raise RecipeError(f"the window {start}..{start + window} lies outside the grid", key="crop",
                           value=side, remedy="crop fewer cells than the grid has a side")  # fmt: skip
     matrix = np.zeros((out, side))
     for part in range(out):

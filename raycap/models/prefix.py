@@ -36,7 +36,6 @@ class PrefixConfig:
         lm_tuning: `full` or `frozen`.
         feature_dropout: on the features (grid mapping), word_dropout: on whole words that are read, while it trains.
         grid_size: a grid is pooled to this many cells a side; 0 leaves it as it comes.
-        crop, flip: the views that it is trained on (`raycap.models.grid.random_views`).
     """
 
     features: str
@@ -51,8 +50,6 @@ class PrefixConfig:
     feature_dropout: float = 0.0
     word_dropout: float = 0.0
     grid_size: int = 0
-    crop: int = 0
-    flip: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,18 +98,19 @@ class PrefixCaptioner(nn.Module):
             features = pool_grid(features, self.config.grid_size)
         return self.mapping(features)
 
-    def views(self, features: Tensor, *, seed: int, step: int, positions: Sequence[int]) -> Tensor:
-        """What it is trained on: each image's features as a random view of them, where it is built with views.
+    def views(
+        self, features: Tensor, *, crop: int, flip: bool, seed: int, step: int, positions: Sequence[int]
+    ) -> Tensor:
+        """A random view of each image's features to train on; the features themselves without crop and flip.
 
         Args:
             features: [B, D] or [B, G, D].
             positions: length B; a view is a function of (seed, step, position).
         """
-        config = self.config
-        if not (config.crop or config.flip):
+        if not (crop or flip):
             return features
-        return random_views(features, config.grid_size or None, crop=config.crop, flip=config.flip, seed=seed,
-                            step=step, positions=positions)  # fmt: skip
+        size = self.config.grid_size or None
+        return random_views(features, size, crop=crop, flip=flip, seed=seed, step=step, positions=positions)
 
     def prefill(self, conditioning: Tensor) -> PrefixState:
         output = self.lm(inputs_embeds=conditioning, use_cache=True, logits_to_keep=1)

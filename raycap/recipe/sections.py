@@ -104,13 +104,18 @@ class CaptionerRecipe(Section):
     mapping_heads: Positive = Field(4, description="of the transformer mapping")
     feature_dropout: Share = Field(0.0, description="dropout on the features while MLE trains (grid mapping)")
     word_dropout: Share = Field(0.0, description="share of the words read that go missing while MLE trains")
-    grid_size: int | None = Field(None, ge=1, description="pools the grid to this many cells a side; as it is when null")
-    crop: int = Field(0, ge=0, description="training sees random windows of the grid, up to this many cells smaller")
-    flip: bool = Field(False, description="training sees every second grid mirrored, at random")
+    grid_size: int | None = Field(
+        None, ge=1, description="pools the grid to this many cells a side; as it is when null"
+    )
     max_length: Positive = Field(20, description="limit of a caption in tokens, EOS included")
 
 
-class MLERecipe(Section):
+class Views(Section):
+    crop: int = Field(0, ge=0, description="sees random windows of the grid, up to this many cells smaller")
+    flip: bool = Field(False, description="sees every second grid mirrored, at random")
+
+
+class MLERecipe(Views):
     epochs: Positive = Field(20, description="at most")
     patience: int = Field(3, ge=1, description="epochs without a better CIDEr-D on `select` before it stops")
     batch_size: Positive = Field(40, description="images a step")
@@ -137,7 +142,7 @@ class RewardRecipe(Section):
     num_gpus: float = Field(0.0, ge=0, description="of each actor")
 
 
-class SCSTRecipe(Section):
+class SCSTRecipe(Views):
     steps: Positive = Field(200, description="learner steps")
     batch_size: Positive = Field(40, description="images a step")
     lease_size: Positive = Field(20, description="images a lease: the unit of generation, reward and loss")

@@ -76,8 +76,11 @@ class Recipe(Section):
             raise ValueError("rewards.clip needs clip.reward")
         if self.features.kind == "pooled" and self.captioner.mapping == "grid":
             raise ValueError("captioner.mapping = 'grid' needs features.kind = 'grid'; take mlp or transformer")
-        if self.features.kind == "pooled" and (self.captioner.grid_size or self.captioner.crop or self.captioner.flip):
-            raise ValueError("captioner.grid_size, crop and flip need features.kind = 'grid'")
+        if self.features.kind == "pooled" and self.captioner.grid_size:
+            raise ValueError("captioner.grid_size needs features.kind = 'grid'")
+        for name, views in (("mle", self.mle), ("scst", self.scst)):
+            if self.features.kind == "pooled" and (views.crop or views.flip):
+                raise ValueError(f"{name}.crop and {name}.flip need features.kind = 'grid'")
         return self
 
     @property

@@ -81,7 +81,7 @@ class Learner:
         for rollout, mix, (tokens, mask, behavior, advantages) in zip(rollouts, mixed, batches, strict=True):
             if not len(tokens):
                 continue
-            seen = self._seen(rollout.lease, mix.kept)
+            seen = seen_by(self.captioner, self.features, rollout.lease, recipe, seed=self.seed, kept=mix.kept)
             loss, logprobs = self._loss(seen, tokens, mask, behavior, advantages, denominator)
             loss.backward()
             loss_sum += float(loss.detach())
@@ -106,13 +106,6 @@ class Learner:
         values = advantages.values.reshape(images * generation.num_samples)
         arrays = (generation.tokens, mask, generation.behavior_logprobs, values)
         return tuple(torch.from_numpy(a[rows]).clone().to(device) for a in arrays)  # type: ignore[return-value]
-
-    def _seen(self, lease: Lease, kept: NDArray[np.bool_]) -> Tensor:
-        """Features of a lease's kept images, in the views that its captions were generated from."""
-        prompts = [prompt for prompt, keep in zip(lease.prompts, kept, strict=True) if keep]
-        features = to_device(self.features, [prompt.image_id for prompt in prompts], self.captioner)
-        positions = [prompt.position for prompt in prompts]
-        return self.captioner.views(features, seed=self.seed, step=lease.step, positions=positions)
 
     def _loss(
         self,
@@ -175,3 +168,18 @@ def _reward_figures(rollouts: Sequence[Rollouts], mixed: Sequence[Advantages]) -
     out["length"] = float(np.concatenate([r.generation.lengths for r in rollouts]).mean())
     out["finished_share"] = float(np.concatenate([r.generation.finished for r in rollouts]).mean())
     return out
+
+
+def seen_by(
+    captioner: PrefixCaptioner, features: FeatureStore, lease: Lease, recipe: SCSTRecipe, *, seed: int,
+    kept: NDArray[np.bool_] | None = None,
+) -> Tensor:  # fmt: skip
+    """Features of a lease's images in the views of its step: the same when captions are generated and when learned.
+
+    Args:
+        kept: bool [B], the images that are wanted; all when None.
+    """
+    prompts = [p for index, p in enumerate(lease.prompts) if kept is None or kept[index]]
+    seen = to_device(features, [p.image_id for p in prompts], captioner)
+    return captioner.views(seen, crop=recipe.crop, flip=recipe.flip, seed=seed, step=lease.step,
+                           positions=[p.position for p in prompts])  # fmt: skip

@@ -119,7 +119,8 @@ def _step(
     mask = torch.from_numpy(batch.loss_mask[rows]).to(device)
     seen = to_device(features, batch.image_ids[share], captioner)
     places = range(len(batch.image_ids))[share]  # in the batch: a view does not depend on the number of ranks
-    conditioning = captioner.encode(captioner.views(seen, seed=seed, step=step, positions=places))
+    seen = captioner.views(seen, crop=recipe.crop, flip=recipe.flip, seed=seed, step=step, positions=places)
+    conditioning = captioner.encode(seen)
     logprobs = captioner.score(conditioning, torch.from_numpy(batch.tokens[rows]).to(device), mask)
     loss = cross_entropy(logprobs, mask, denominator=float(batch.loss_mask.sum()))
     optimizer.zero_grad(set_to_none=True)

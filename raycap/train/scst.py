@@ -19,10 +19,10 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, SCSTRecipe
 from raycap.rewards.contract import Component, score_generation
 from raycap.train.journal import Journal
-from raycap.train.learner import Learner
+from raycap.train.learner import Learner, seen_by
 from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, training_state
-from raycap.train.validation import BestKeeper, Validator, to_device
+from raycap.train.validation import BestKeeper, Validator
 from raycap.types import Generation, Lease, Rollouts
 
 
@@ -69,12 +69,10 @@ def generate_lease(
     captioner: PrefixCaptioner, features: FeatureStore, lease: Lease, recipe: SCSTRecipe, *, max_length: int, seed: int
 ) -> Generation:
     """K samples from the whole distribution and the greedy caption of each image of a lease."""
-    positions = [prompt.position for prompt in lease.prompts]
-    seen = to_device(features, lease.image_ids, captioner)
     return generate(
         captioner,
-        captioner.views(seen, seed=seed, step=lease.step, positions=positions),
-        positions=positions,
+        seen_by(captioner, features, lease, recipe, seed=seed),
+        positions=[prompt.position for prompt in lease.prompts],
         num_samples=recipe.num_samples,
         greedy=True,
         max_length=max_length,

@@ -54,7 +54,7 @@ def recipe_of(storage: Path, stages: list[str], **sections: Any) -> Recipe:
         "storage": str(storage),
         "data": {"format": "scenes", "scenes": {"num_train": NUM_TRAIN, "num_dev": 4, "num_test": 4, "seed": 5}},
         "features": {"encoder": "test_vit"},
-        "captioner": {"lm_config": LM, "max_length": 12, "crop": 1, "flip": True},
+        "captioner": {"lm_config": LM, "max_length": 12},
         "scst": {
             "steps": 5,
             "batch_size": 6,
@@ -63,6 +63,8 @@ def recipe_of(storage: Path, stages: list[str], **sections: Any) -> Recipe:
             "lr": 1e-3,
             "select_every": 3,
             "collapse_share": 0,
+            "crop": 1,
+            "flip": True,
         },
         "cluster": {"rollout_cpus": 0, "learner_cpus": 0.1, "learner_threads": 1, "lease_timeout_s": 60},
     }
