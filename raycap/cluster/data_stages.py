@@ -114,7 +114,8 @@ def clip_embeddings(run: Run) -> Path | None:
     may ask for them, so they are made for any such.
     """
     recipe = run.recipe
-    asked = any(name == "clip" or reward.source for name, reward in recipe.rewards.items())
+    asked = any(name in ("clip", "self_retrieval") or reward.source or name == "critic"
+                for name, reward in recipe.rewards.items())  # fmt: skip
     if recipe.clip.reward is None or not asked:
         return None
     # float32: these are rewards, not inputs of a network that is trained on them

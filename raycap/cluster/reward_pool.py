@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from raycap.errors import RaycapError, WorkFailed
 from raycap.rewards.context import ContextSpec
@@ -18,9 +17,10 @@ class RewardWorker:
     """One component in a process of its own."""
 
     def __init__(self, name: str, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int) -> None:
-        torch.set_num_threads(threads)
         self.name = name
         self.component = build_component(name, spec.open(), options, source)
+        if "torch" in sys.modules:  # CIDEr-D and its like need none; importing it takes seconds
+            sys.modules["torch"].set_num_threads(threads)
 
     def score(self, image_ids: Sequence[str], generation: Generation) -> ComponentScores:
         return score_generation(self.name, self.component, image_ids, generation)

@@ -171,7 +171,8 @@ def reward_context(run: Run, folder: Path) -> ContextSpec:
 def scst_schedule(run: Run, seed: int) -> PromptSchedule:
     """Prompts by step: labelled images where a reward needs references, all images of the captioner elsewhere."""
     recipe = run.recipe
-    ids = run.labelled_ids(run.dataset) if "cider" in recipe.rewards else run.dataset.captioner_ids()
+    needs_references = {"cider", "bleu", "rouge"} & set(recipe.rewards)
+    ids = run.labelled_ids(run.dataset) if needs_references else run.dataset.captioner_ids()
     schedule = PromptSchedule(ids, batch_size=recipe.scst.batch_size, lease_size=recipe.scst.lease_size, seed=seed)
     leases = len(schedule.leases(0))
     if leases < recipe.cluster.learner_workers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -12,10 +12,24 @@ Metric = Literal["bleu", "rouge", "cider", "meteor", "spice", "clipscore", "refc
 """As `raycap.metrics.score.METRICS` has them: a wrong name is refused before a run and not at its end."""
 
 
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values cannot change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic reads true as 1: `scst.steps=true` would train one step."""
+        wanted = str(cls.model_fields[info.field_name or ""].annotation)
+        takes_it = any(kind in wanted for kind in ("bool", "Any"))
+        if not takes_it and (isinstance(value, bool) or (isinstance(value, list) and True in map(_is_bool, value))):
+            raise ValueError("true and false stand for no number or text here")
+        return value
 
 
 class ScenesRecipe(Section):

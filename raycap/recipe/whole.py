@@ -72,8 +72,9 @@ class Recipe(Section):
             raise ValueError(f"seeds = {self.seeds}: one of them comes twice")
         if "scst" in self.stages and not self.rewards:
             raise ValueError("rewards is empty, but the stage scst needs a component: name one, such as cider")
-        if "clip" in self.rewards and self.clip.reward is None:
-            raise ValueError("rewards.clip needs clip.reward")
+        for name in ("clip", "self_retrieval"):
+            if name in self.rewards and not self.rewards[name].source and self.clip.reward is None:
+                raise ValueError(f"rewards.{name} needs clip.reward")
         if self.features.kind == "pooled" and self.captioner.mapping == "grid":
             raise ValueError("captioner.mapping = 'grid' needs features.kind = 'grid'; take mlp or transformer")
         if self.features.kind == "pooled" and self.captioner.grid_size:

@@ -45,6 +45,14 @@ class Component(Protocol):
 BUILT_IN: Mapping[str, str] = {
     "cider": "raycap.rewards.cider:CiderReward",
     "clip": "raycap.rewards.clip:ClipReward",
+    "bleu": "raycap.rewards.overlap:BleuReward",
+    "rouge": "raycap.rewards.overlap:RougeReward",
+    "self_retrieval": "raycap.rewards.self_retrieval:SelfRetrievalReward",
+    "critic": "raycap.rewards.critic:CriticReward",
+    "length": "raycap.rewards.surface:LengthReward",
+    "repetition": "raycap.rewards.surface:RepetitionReward",
+    "bad_ending": "raycap.rewards.surface:BadEndingReward",
+    "bias": "raycap.rewards.surface:BiasReward",
 }
 
 
@@ -56,15 +64,10 @@ def build_component(name: str, context: RewardContext, options: Mapping[str, Any
         RewardError: its constructor failed.
     """
     path = source or BUILT_IN.get(name, "")
-    module, _, attribute = path.partition(":")
-    if not (module and attribute):
+    if not all(path.partition(":")):
         raise RecipeError(f"expected one of {', '.join(BUILT_IN)}, or package.module:ClassName",
                           key=f"rewards.{name}.source", value=source or name)  # fmt: skip
-    try:
-        kind = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise RecipeError(f"cannot be imported: {type(error).__name__}: {error}", key=f"rewards.{name}.source",
-                          value=path, remedy="the module must be importable in every process") from error  # fmt: skip
+    kind = load_dotted(path, key=f"rewards.{name}.source")
     try:
         return kind(context, **options)
     except RaycapError:
@@ -75,6 +78,22 @@ def build_component(name: str, context: RewardContext, options: Mapping[str, Any
     except Exception as error:
         what = f"raised {type(error).__name__} when it was built: {error}"
         raise RewardError(what, key=f"rewards.{name}", value=path, remedy="mend the component") from error
+
+
+def load_dotted(path: str, *, key: str) -> Any:
+    """What `package.module:Name` names.
+
+    Raises:
+        RecipeError: not of that form, or it cannot be imported.
+    """
+    module, _, attribute = path.partition(":")
+    if not (module and attribute):
+        raise RecipeError("expected package.module:ClassName", key=key, value=path)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise RecipeError(f"cannot be imported: {type(error).__name__}: {error}", key=key, value=path,
+                          remedy="the module must be importable in every process") from error  # fmt: skip
 
 
 def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDArray[np.float32]:

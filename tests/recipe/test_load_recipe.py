@@ -185,6 +185,20 @@ def test_files_that_hold_no_recipe_are_named(tmp_path: Path, content: bytes) -> 
     assert (error.value.key, error.value.value) == ("recipe", str(file))
 
 
+@pytest.mark.parametrize("override", ["scst.steps=true", "mle.lr=false", "seeds=[0, true]", "name=true"])
+def test_true_is_no_number(override: str) -> None:
+    assert override.split("=")[0] in str(refused(override))
+    assert load_recipe("scenes", ["mle.flip=true", "rewards.cider.options={eos: false}"], {}).mle.flip
+
+
+@pytest.mark.parametrize("content", ["name: a\nname: b\n", "scst: {steps: 1, lr: 1, steps: 2}\n"])
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(RecipeError, match=r"the key '(name|steps)' comes twice"):
+        load_recipe(str(file), environ={})
+
+
 def test_a_file_is_held_to_the_same_rules_as_overrides(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\nstages: [mle]\nmle: {epoch: 3}\n")

@@ -1,0 +1,47 @@
+"""The critic's place among the rewards: a learned model of what raters prefer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycap.errors import RecipeError
+from raycap.rewards.context import Context
+from raycap.rewards.contract import load_dotted
+from raycap.types import CaptionBatch
+
+
+class Critic(Protocol):
+    """What a critic has to be able to do: built once a process as `Critic(context, folder)`."""
+
+    def values(self, image_ids: Sequence[str], captions: Sequence[str]) -> NDArray[np.float32]:
+        """What each caption is worth to the raters, float32 [N]; finite for every caption."""
+        ...
+
+
+class CriticReward:
+    """A critic's value of each caption.
+
+    Args:
+        model: `package.module:ClassName` of a `Critic`.
+        checkpoint: folder of its weights.
+    """
+
+    def __init__(self, context: Context, *, model: str = "", checkpoint: str = "") -> None:
+        if not model:
+            raise RecipeError("no critic is named", key="rewards.critic.options.model", value=model,
+                              remedy="package.module:ClassName of a class with values(image_ids, captions)",
+                              )  # fmt: skip
+        folder = Path(checkpoint)
+        if not checkpoint or not folder.is_dir():
+            raise RecipeError("is not a folder", key="rewards.critic.options.checkpoint", value=checkpoint,
+                              remedy="give the folder of the critic's weights")  # fmt: skip
+        self.critic: Critic = load_dotted(model, key="rewards.critic.options.model")(context, folder)
+        self.signature = f"critic[{model}]"
+
+    def score(self, batch: CaptionBatch) -> list[float | None]:
+        return [float(value) for value in self.critic.values(batch.image_ids, batch.captions)]
