@@ -15,12 +15,13 @@ class RolloutCrew:
     Args:
         start: makes one actor from its name.
         exchange: handle of the Exchange; it is told of every loss.
-        hopeless_after: deaths in a row without one delivered lease between them that end the run.
+        hopeless_after: deaths a worker, in a row without one delivered lease between them, that end the run.
     """
 
     def __init__(self, start: Callable[[str], Any], exchange: Any, size: int, hopeless_after: int = 5) -> None:
         self.start, self.exchange, self.size, self.hopeless_after = start, exchange, size, hopeless_after
         self.losses: list[str] = []
+        self._in_a_row, self._delivered = 0, 0
         self._started = 0
         self._at_work: dict[Any, tuple[str, Any]] = {}  # result reference → (name, actor)
         self._stop = threading.Event()
@@ -67,8 +68,12 @@ class RolloutCrew:
         print(f"{name} was lost ({str(error).splitlines()[0][:160]}); another takes its place", flush=True)
         try:
             ray.get(self.exchange.worker_lost.remote(name))
-            if len(self.losses) >= self.hopeless_after * self.size:
-                fatal = WorkFailed(f"rollout workers died {len(self.losses)} times, the last one of: {error}",
+            delivered = ray.get(self.exchange.status.remote())["counts"].get("delivered", 0)
+            self._in_a_row = 1 if delivered != self._delivered else self._in_a_row + 1
+            self._delivered = delivered
+            if self._in_a_row >= self.hopeless_after * self.size:
+                fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the "
+                                   f"last one of: {error}",
                                    key="cluster.rollout_workers", value=self.size)  # fmt: skip
                 ray.get(self.exchange.fail.remote(fatal))
                 return

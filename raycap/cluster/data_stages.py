@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from raycap.cluster.features import extract_features
-from raycap.cluster.stages import Run, trained_clips
-from raycap.cluster.storage import data_root
-from raycap.cluster.tasks import cpu_share, gather, task
+from raycap.cluster.stages import LOOK_THROUGH_CLIP, Run, clip_identity, trained_clips
+from raycap.cluster.storage import data_root, fingerprint
+from raycap.cluster.tasks import all_cpus, cpu_share, gather, on, task
+from raycap.data.dataset import PreparedDataset
 from raycap.data.detect import import_dataset
 from raycap.data.input_report import InputReport
 from raycap.data.prepare import prepare
 from raycap.data.scenes.dataset import draw_scenes
+from raycap.errors import DataError
 from raycap.models.encoders import build_encoder
 from raycap.recipe import FeaturesRecipe, Recipe
 from raycap.train.clip import train_clip
 from raycap.train.progress import Progress
 
-CLIP_EMBEDDINGS = "clip_reward"
+CLIP_EMBEDDINGS = "clip_embeddings"
 
 
 def prepare_stage(run: Run, seed: int) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def prepare_stage(run: Run, seed: int) -> dict[str, Any]:
     if data.format == "scenes":
         root, scenes = folder / "scenes", data.scenes
         draw_scenes(root, **scenes.model_dump(), progress=progress.update)
-        splits = {s for s in data.splits if s == "train" or getattr(scenes, f"num_{s}")}
+        splits: set[str] = {s for s in data.splits if s == "train" or getattr(scenes, f"num_{s}")}
         records = import_dataset(root, format="scenes", splits=splits, report=report)
     else:
         records = import_dataset(
@@ -47,8 +49,35 @@ def prepare_stage(run: Run, seed: int) -> dict[str, Any]:
     print(report.summary(), flush=True)
     counts = {split: len(dataset.ids(split)) for split in ("train", "dev", "test")}
     counts |= {"select": len(dataset.select_ids()), "labelled": len(run.labelled_ids(dataset))}
+    _check_sizes(run, dataset)
     return {"seconds": time.perf_counter() - started, "counts": counts, "report": report.to_json(),
             "dataset": dataset.fingerprint}  # fmt: skip
+
+
+FEW = 20
+
+
+def _check_sizes(run: Run, dataset: PreparedDataset) -> None:
+    """Now and not after hours of training: are there captioned images to choose by, and to report on?
+
+    Raises:
+        DataError: the reported split has none; `select` has fewer than 2 (CIDEr-D of one image is 0, whatever it says).
+    """
+    recipe = run.recipe
+    training = {"mle", "scst", "mle_continued"} & set(recipe.stages)
+    sizes = {"select": len(dataset.select_ids())} if training else {}
+    if "evaluate" in recipe.stages:
+        split = recipe.evaluate.split
+        sizes[split] = len(dataset.select_ids()) if split == "select" else len(dataset.labelled(split))
+    for name, size in sizes.items():
+        if name == "select" and size < 2:
+            raise DataError("CIDEr-D needs 2 captioned images or more to choose by", key="data.select_size",
+                            value=size, remedy="caption more images, or set data.select_size=2 or more")  # fmt: skip
+        if not size:
+            raise DataError("has no captioned image to report on", key="evaluate.split", value=name,
+                            remedy="caption some, or report on another split")  # fmt: skip
+        if size < FEW:
+            print(f"warning: only {size} captioned images in {name}: its figures are mostly chance", flush=True)
 
 
 def clip_stage(run: Run, seed: int) -> dict[str, Any]:
@@ -98,13 +127,13 @@ def _train_clip_task(
 
     return train_clip(
         Path(folder) / role, images, captions, held_out, getattr(recipe.clip, role), recipe.clip.train,
-        trained_on=recipe.name, max_pixels=recipe.data.max_pixels, log=write, device=device,
+        trained_on=recipe.name, max_pixels=recipe.data.max_pixels, log=write, device=on(device),
     )  # fmt: skip
 
 
 def features_stage(run: Run, seed: int) -> dict[str, Any]:
     """The captioner's features of every image."""
-    return _extract(run, "captioner", run.recipe.features)
+    return _extract(run, "captioner", run.path("features", seed) / "captioner", run.recipe.features)
 
 
 def clip_embeddings(run: Run) -> Path | None:
@@ -113,25 +142,37 @@ def clip_embeddings(run: Run) -> Path | None:
     Not part of the stage `features`: a run whose rewards need no CLIP does not wait for them. A component of one's own
     may ask for them, so they are made for any such.
     """
-    recipe = run.recipe
-    asked = any(name in ("clip", "self_retrieval") or reward.source or name == "critic"
-                for name, reward in recipe.rewards.items())  # fmt: skip
-    if recipe.clip.reward is None or not asked:
+    if not asks_for_clip(run.recipe):
         return None
+    made_from = [clip_identity(run.recipe, "reward"), run.stage_folder("prepare", 0).fingerprint]
+    folder = run.folder / CLIP_EMBEDDINGS / fingerprint(made_from)
     # float32: these are rewards, not inputs of a network that is trained on them
-    _extract(run, CLIP_EMBEDDINGS, FeaturesRecipe(encoder="clip.reward", kind="pooled", dtype="float32"))
-    return run.path("features", 0) / CLIP_EMBEDDINGS
+    _extract(run, "clip", folder, FeaturesRecipe(encoder="clip.reward", kind="pooled", dtype="float32"))
+    return folder
 
 
-def _extract(run: Run, name: str, features: FeaturesRecipe) -> dict[str, Any]:
+def asks_for_clip(recipe: Recipe) -> bool:
+    """Whether a reward component looks through `clip.reward`, or is one of the user's own, which may."""
+    asked = any(name in LOOK_THROUGH_CLIP or reward.source for name, reward in recipe.rewards.items())
+    return recipe.clip.reward is not None and asked
+
+
+def _extract(run: Run, name: str, folder: Path, features: FeaturesRecipe) -> dict[str, Any]:
     recipe, dataset = run.recipe, run.dataset
     ids = [i for split in ("train", "dev", "test") for i in dataset.ids(split)]
     build = functools.partial(build_encoder, features, recipe.clip.reward, run.trained_clip("reward"), run.device)
     return extract_features(
-        [(i, str(dataset.path(i))) for i in ids], run.path("features", 0) / name, build, features,
-        source=features.encoder, max_pixels=recipe.data.max_pixels, workers=cpu_share(1), threads=1,
+        [(i, str(dataset.path(i))) for i in ids], folder, build, features,
+        source=features.encoder, max_pixels=recipe.data.max_pixels, workers=_feature_workers(run), threads=1,
         num_gpus=_gpu_share(run, 1), progress=Progress(f"features.{name}"[:14], "images").update,
     )  # fmt: skip
+
+
+def _feature_workers(run: Run) -> int:
+    """Actors that extract features: one a CPU, or one a GPU where these run on GPUs."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("GPU", 1))) if run.device == "cuda" else all_cpus()
 
 
 def _gpu_share(run: Run, parts: int) -> float:

@@ -6,6 +6,7 @@ command goes on from the last checkpoint.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shlex
@@ -17,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -25,19 +26,36 @@ _START_S, _STOP_S = 90.0, 20.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `jobs/scst.py` with the given arguments on a head of its own; the job's exit status."""
+    """Run `jobs/scst.py` with the given arguments on a head of its own; the exit status of the job's process."""
     environment = _environment()
     with _head(environment) as address:
-        submit = ["ray", "job", "submit", "--address", address, "--runtime-env-json", '{"working_dir": "."}', "--",
-                  "python", "jobs/scst.py", *arguments]  # fmt: skip
+        job_id = f"raycap_{secrets.token_hex(6)}"
+        submit = ["ray", "job", "submit", "--address", address, "--submission-id", job_id,
+                  "--runtime-env-json", '{"working_dir": "."}', "--", "python", "jobs/scst.py", *arguments]  # fmt: skip
         print(f"$ {shlex.join(submit)}", flush=True)
         job = subprocess.Popen(submit, cwd=CHECKOUT, env=environment)
         try:
-            return job.wait()
+            status = job.wait()
         except KeyboardInterrupt:
             print("\nstopping; the same command goes on from the last checkpoint", flush=True)
-            job.wait(timeout=_STOP_S)
+            with suppress(subprocess.TimeoutExpired):
+                job.wait(timeout=_STOP_S)
+            job.kill()
             return 1
+        return _driver_status(address, job_id, environment) or status if status else 0
+
+
+def _driver_status(address: str, job_id: str, environment: Mapping[str, str]) -> int | None:
+    """Exit status of the job's own process: `ray job submit` says 1 whatever it was."""
+    try:
+        with urllib.request.urlopen(_request(f"{address}/api/jobs/{job_id}", environment), timeout=5) as answer:
+            return json.load(answer).get("driver_exit_code")
+    except (OSError, ValueError):
+        return None
+
+
+def _request(url: str, environment: Mapping[str, str]) -> urllib.request.Request:
+    return urllib.request.Request(url, headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"})
 
 
 def _environment() -> dict[str, str]:
@@ -70,9 +88,7 @@ def _head(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _wait_until_up(head: subprocess.Popen[bytes], address: str, environment: Mapping[str, str], log: object) -> None:
-    request = urllib.request.Request(
-        f"{address}/api/version", headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
-    )
+    request = _request(f"{address}/api/version", environment)
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if head.poll() is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,21 @@ import transformers
 
 import raycap
 from raycap.cluster.stages import Run
-from raycap.cluster.tasks import gather, task
+from raycap.cluster.tasks import gather, on, task
 from raycap.data.dataset import PreparedDataset
 from raycap.data.features import FeatureStore
+from raycap.errors import RecipeError
 from raycap.evaluate.bootstrap import Comparison, paired_bootstrap
 from raycap.evaluate.captions import caption_images
 from raycap.evaluate.judge import judge_images
 from raycap.evaluate.report import Example, Report, write_report
-from raycap.evaluate.results import RESULTS, ResultRow, merge_results
+from raycap.evaluate.results import RESULTS, ResultRow, replace_split
 from raycap.evaluate.scoring import score_system
 from raycap.evaluate.table import print_table
 from raycap.metrics.score import Scores
 from raycap.models.checkpoint import load_captioner, read_about
 from raycap.models.clip import Clip, clip_of
-from raycap.recipe import EvaluateRecipe
+from raycap.recipe import ClipModelRecipe, EvaluateRecipe
 from raycap.train.journal import read_log
 from raycap.train.progress import Progress
 
@@ -57,19 +58,22 @@ def evaluate_stage(run: Run, seed: int) -> dict[str, Any]:
     recipe, folder = run.recipe.evaluate, run.path("evaluate", seed)
     started = time.perf_counter()
     dataset = run.dataset
-    ids = dataset.ids("train", "select") if recipe.split == "select" else dataset.ids(recipe.split)
+    ids = dataset.labelled("train", "select") if recipe.split == "select" else dataset.labelled(recipe.split)
     references = {i: dataset.references(i) for i in ids}
-    stages = [stage for stage in ("mle", "mle_continued", "scst") if stage in run.recipe.stages]
+    stages = [stage for stage in ("mle", "mle_continued", "scst") if run.has(stage)]
+    if not stages:
+        raise RecipeError("nothing was trained in this run that could be evaluated", key="stages",
+                          value=run.recipe.stages, remedy="add mle or scst")  # fmt: skip
     systems = [System(s, n, d) for n in run.recipe.run_seeds for s in stages for d in recipe.decodings]
     captions = _captions(run, systems, ids, folder)
     clip, pictures = _judge(run, dataset, ids)
     scored = {s: score_system(captions[s], references, recipe.metrics, clip, pictures) for s in systems}
     rows = [_row(run, system, scored[system], clip) for system in systems]
-    merge_results(run.folder / RESULTS, rows)
+    replace_split(run.folder / RESULTS, recipe.split, rows)
     for system in systems:
         _write_per_image(folder, system, captions[system], scored[system])
-    comparisons = _comparisons(run, scored, ids, recipe)
-    report = _report(run, rows, captions, scored, references, dataset, comparisons)
+    comparisons = _comparisons(run, stages, scored, ids)
+    report = _report(run, stages, rows, captions, scored, references, dataset, comparisons)
     page = write_report(folder / "report.html", report)
     print_table(rows)
     for comparison in comparisons:
@@ -112,7 +116,7 @@ def _caption_task(
 ) -> dict[str, str]:
     torch.set_num_threads(1)
     return caption_images(
-        load_captioner(Path(checkpoint)).to(device), FeatureStore.open(Path(features)), ids, decoding=decoding,
+        load_captioner(Path(checkpoint)).to(on(device)), FeatureStore.open(Path(features)), ids, decoding=decoding,
         max_length=max_length, beam_size=recipe.beam_size, batch_size=recipe.batch_size,
     )  # fmt: skip
 
@@ -121,9 +125,16 @@ def _judge(run: Run, dataset: PreparedDataset, ids: list[str]) -> tuple[Clip | N
     model = run.recipe.clip.judge
     if model is None or not {"clipscore", "refcompare"} & set(run.recipe.evaluate.metrics):
         return None, {}
-    clip = clip_of(model, run.trained_clip("judge"), run.device)
     paths = {image_id: dataset.path(image_id) for image_id in ids}
-    return clip, judge_images(clip, paths, max_pixels=run.recipe.data.max_pixels)
+    look = task(_judge_task, num_cpus=1, num_gpus=0.5 if run.device == "cuda" else 0)
+    seen = look(model, run.trained_clip("judge"), run.device, paths, run.recipe.data.max_pixels)
+    return clip_of(model, run.trained_clip("judge"), "cpu"), gather({"judge": seen})["judge"]
+
+
+def _judge_task(
+    model: ClipModelRecipe, folder: Path | None, device: str, paths: Mapping[str, Path], max_pixels: int
+) -> dict[str, Any]:
+    return judge_images(clip_of(model, folder, on(device)), paths, max_pixels=max_pixels)
 
 
 def _row(run: Run, system: System, scores: Scores, clip: Clip | None) -> ResultRow:
@@ -144,23 +155,25 @@ def _row(run: Run, system: System, scores: Scores, clip: Clip | None) -> ResultR
     )
 
 
-def _comparisons(run: Run, scored: Mapping[System, Scores], ids: list[str], recipe: EvaluateRecipe) -> list[Comparison]:
+def _comparisons(run: Run, stages: Sequence[str], scored: Mapping[System, Scores], ids: list[str]) -> list[Comparison]:
     """SCST against every other system, greedy, over images (seeds averaged first)."""
-    if "scst" not in run.recipe.stages or "cider" not in recipe.metrics:
+    recipe = run.recipe.evaluate
+    if "scst" not in stages or "cider" not in recipe.metrics:
         return []
 
     def per_image(stage: str) -> list[list[float]]:
         seeds = run.recipe.run_seeds
         return [[scored[System(stage, n, "greedy")].per_image[i]["cider_d"] for i in ids] for n in seeds]
 
-    others = [s for s in ("mle", "mle_continued") if s in run.recipe.stages and "greedy" in recipe.decodings]
+    others = [s for s in ("mle", "mle_continued") if s in stages and "greedy" in recipe.decodings]
     return [
         paired_bootstrap(per_image(s), per_image("scst"), labels=(LABELS[s], "scst"), decoding="greedy") for s in others
     ]
 
 
 def _report(
-    run: Run, rows: list[ResultRow], captions: Mapping[System, dict[str, str]], scored: Mapping[System, Scores],
+    run: Run, stages: Sequence[str], rows: list[ResultRow], captions: Mapping[System, dict[str, str]],
+    scored: Mapping[System, Scores],
     references: Mapping[str, tuple[str, ...]], dataset: PreparedDataset, comparisons: list[Comparison],
 ) -> Report:  # fmt: skip
     recipe, seed = run.recipe, run.recipe.run_seeds[0]
@@ -176,15 +189,17 @@ def _report(
         )
         for i in references
     ]
-    finished = {stage: run.stage_folder(stage, seed).finished for stage in recipe.stages}
+    finished = {stage: run.stage_folder(stage, seed).finished for stage in run.stages if run.has(stage)}
     seconds = {str(stage): f["wall_seconds"] for stage, f in finished.items() if f and "wall_seconds" in f}
-    curves = {str(s): read_log(run.path(s, seed)) for s in ("mle", "scst", "mle_continued") if s in recipe.stages}
+    curves = {str(s): read_log(run.path(s, seed)) for s in ("mle", "scst", "mle_continued") if s in stages}
     counts = run.results("prepare", 0)["counts"]
+    left_out = len(dataset.ids(recipe.evaluate.split)) - len(references) if recipe.evaluate.split != "select" else 0
     facts = {
         "run": str(run.folder),
         "recipe": recipe.name,
         "seeds": ", ".join(map(str, recipe.run_seeds)),
         "images": ", ".join(f"{name} {count}" for name, count in counts.items()),
+        **({"left out": f"{left_out} images of {recipe.evaluate.split} without captions"} if left_out else {}),
         "input": str(run.dataset.manifest.get("report", "")),
         "checkpoints": "; ".join(f"{s.label}: step {_step(run, s)}" for s in shown),
         "pictures shown": f"captions by {decoding} decoding, seed {seed}",
@@ -194,7 +209,7 @@ def _report(
     return Report(
         title=f"{recipe.name}: {recipe.evaluate.split} split", rows=rows, curves=curves, examples=examples,
         stage_seconds=seconds, facts=facts, comparisons=comparisons, seed=seed,
-        images_per_group=max(1, recipe.evaluate.report_images // 3),
+        images_per_group=-(-recipe.evaluate.report_images // 3),
     )  # fmt: skip
 
 

@@ -64,6 +64,7 @@ class Exchange:
         self._opened = self._taken = (
             0  # steps below `_opened` have slots or are done; steps below `_taken` are consumed
         )
+        self._takers: dict[int, set[int]] = {}  # ranks that have taken their share of a step
         self._weights_id: WeightsId | None = None
         self._weights: Any = None
         self._failure: RaycapError | None = None
@@ -75,6 +76,7 @@ class Exchange:
         async with self._changed:
             self.counts["dropped_at_reset"] += sum(s.state in (LEASED, READY) for s in self._slots.values())
             self._slots.clear()
+            self._takers.clear()
             self._opened = self._taken = step
             self._weights_id, self._weights = WeightsId(incarnation, -1), None
             self._failure, self._closed = None, False
@@ -135,12 +137,18 @@ class Exchange:
                 slot.state, slot.holder = PENDING, ""
             else:
                 slot.state, slot.holder, slot.rollouts = READY, "", rollouts
+                self.counts["delivered"] += 1
             self._check()
             self._changed.notify_all()
             return slot.state == READY
 
-    async def take(self, step: int, rank: int, size: int, timeout_s: float) -> list[Rollouts]:
-        """This rank's slices of a step, in prompt order, once all of them are ready.
+    async def take(
+        self, step: int, rank: int, size: int, timeout_s: float, incarnation: int | None = None
+    ) -> list[Rollouts]:
+        """This rank's slices of a step, in prompt order, once all of them are ready; those set aside are missing.
+
+        Args:
+            incarnation: of the learner that asks; rollouts of another one are not for it. None asks for any.
 
         Raises:
             RaycapError: what a worker reported by `fail`; WorkFailed when nothing moved for `timeout_s`.
@@ -153,6 +161,10 @@ class Exchange:
                 if self._failure:
                     raise self._failure
                 slots = [s for s in self._slots.values() if s.lease.step == step and s.lease.number % size == rank]
+                if incarnation is not None and (
+                    self._weights_id is None or self._weights_id.incarnation != incarnation
+                ):
+                    slots = []  # rank 0 of the restarted learner has not called `reset` yet
                 if slots and all(s.state in (READY, QUARANTINED, CONSUMED) for s in slots):
                     break
                 if self._progress() != moved:
@@ -165,7 +177,8 @@ class Exchange:
             for slot in slots:
                 if slot.state == READY:
                     slot.state, slot.rollouts = CONSUMED, None
-            self._forget(step)
+            self._takers.setdefault(step, set()).add(rank)
+            self._forget(step, size)
             return taken
 
     async def worker_lost(self, worker: str) -> None:
@@ -192,7 +205,11 @@ class Exchange:
 
     async def status(self) -> dict[str, Any]:
         """Counts for log and terminal."""
-        return {"states": self._states(), "counts": dict(self.counts), "quarantined": list(self.quarantined)}
+        return {
+            "states": self._states(),
+            "counts": dict(self.counts),
+            "quarantined": list(self.quarantined),
+        }
 
     def _states(self) -> dict[str, int]:
         return dict(Counter(slot.state for slot in self._slots.values()))
@@ -208,6 +225,8 @@ class Exchange:
             slot.state = QUARANTINED
             self.counts["quarantined"] += 1
             self.quarantined.append({"step": slot.lease.step, "images": slot.lease.image_ids, "reason": reason})
+            print(f"step {slot.lease.step}: {len(slot.lease.prompts)} images are set aside, {reason}: "
+                  f"{', '.join(slot.lease.image_ids[:3])} ...", flush=True)  # fmt: skip
 
     def _expire(self) -> None:
         for slot in self._slots.values():
@@ -215,9 +234,10 @@ class Exchange:
                 self.counts["leases_expired"] += 1
                 self._give_up(slot, f"worker {slot.holder} held it longer than {self.lease_timeout_s} s")
 
-    def _forget(self, step: int) -> None:
+    def _forget(self, step: int, ranks: int) -> None:
         mine = [s for s in self._slots.values() if s.lease.step == step]
-        if all(s.state in (CONSUMED, QUARANTINED) for s in mine):
+        if len(self._takers[step]) == ranks and all(s.state in (CONSUMED, QUARANTINED) for s in mine):
+            del self._takers[step]
             for slot in mine:
                 del self._slots[slot.lease.step, slot.lease.number]
             self._taken = step + 1

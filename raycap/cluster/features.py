@@ -15,6 +15,7 @@ import torch
 
 from raycap.data.features import shard_file, shard_shape, write_meta, write_shard
 from raycap.data.images import open_image
+from raycap.errors import RaycapError, WorkFailed
 from raycap.models.encoders import Encoder
 from raycap.recipe import FeaturesRecipe
 
@@ -88,11 +89,28 @@ def extract_features(
             num_gpus=num_gpus,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
         )
-        for row in made.iter_rows():
-            done += int(row["images"])
-            progress(done, len(images))
+        try:
+            for row in made.iter_rows():
+                done += int(row["images"])
+                progress(done, len(images))
+        except Exception as error:
+            raise _cause_of(error, folder) from error
     write_meta(folder, shape=shard_shape(folder, 0), shards=len(shards), source=source)
     return {"images": len(images), "there_before": there, "seconds": time.perf_counter() - started}
+
+
+def _cause_of(error: BaseException, folder: Path) -> RaycapError:
+    """The RaycapError that an actor raised, out of the wrappings that Ray Data puts around it."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        for inner in (error, getattr(error, "cause", None)):
+            if isinstance(inner, RaycapError):
+                return inner
+        seen.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    first = seen[0]
+    return WorkFailed(f"{type(first).__name__}: {str(first).strip()[-1500:]}", key="features", value=str(folder),
+                      remedy="run the same command again: finished shards are kept")  # fmt: skip
 
 
 def _quiet_ray_data() -> None:

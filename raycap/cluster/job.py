@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None, *, default: str = "", presets: 
             traceback.print_exc()
         print(f"raycap: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last place to keep the promise: one line, exit 1
+        if debug:
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {str(error).strip()[:2000] or 'no message'}"
+        print(f"raycap: {what} (--debug shows where)", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("raycap: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(1)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from raycap.cluster.tasks import on
 from raycap.cluster.train_job import rank_journal, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RaycapError
@@ -16,7 +17,7 @@ from raycap.models.checkpoint import load_captioner
 from raycap.recipe import Recipe
 from raycap.train.learner import Learner
 from raycap.train.optimizing import Group
-from raycap.train.resuming import load_training_state
+from raycap.train.resuming import load_training_state, same_step
 from raycap.train.scst import finish_step, look, summary
 from raycap.train.validation import BestKeeper, Validator
 
@@ -35,22 +36,27 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     group = training_group()
     journal = rank_journal(config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"])
     features = FeatureStore.open(Path(config["features"]))
-    captioner = load_captioner(Path(config["start"])).to(config["device"])
+    captioner = load_captioner(Path(config["start"])).to(on(config["device"]))
     validator = Validator(config["select_references"], features, max_length=recipe.captioner.max_length)
     learner = Learner(captioner, features, recipe.scst, config["reward_weights"], group, seed=config["seed"])
     keeper = BestKeeper(recipe.scst.collapse_share)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, keeper)
+    same_step(group, learner.step)
     started = time.perf_counter()
+    error: RaycapError | None = None
     if group.rank == 0:
         learner.incarnation = next_incarnation(Path(config["folder"]))
         ray.get(exchange.reset.remote(learner.incarnation, learner.step))
         _publish(exchange, learner)
         if learner.step == 0:
-            look(learner, validator, keeper, journal)
-    error: RaycapError | None = None
+            try:
+                look(learner, validator, keeper, journal)
+            except RaycapError as raised:
+                error = raised
+    learner.incarnation = int(group.sum_values([float(learner.incarnation) if group.rank == 0 else 0.0])[0])
     while learner.step < recipe.scst.steps:
         asked = time.perf_counter()
-        rollouts, error = _take(exchange, learner.step, group, recipe.cluster.lease_timeout_s, error)
+        rollouts, error = _take(exchange, learner, group, recipe.cluster.lease_timeout_s, error)
         waited = time.perf_counter() - asked
         values = learner.update(rollouts)
         learned = time.perf_counter() - asked - waited
@@ -61,17 +67,25 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
                 finish_step(learner, values, validator, keeper, journal, seconds + time.perf_counter() - started)
             except RaycapError as raised:  # told to all ranks at the next take
                 error = raised
-    if error is not None:
-        raise error
+    _together(group, error)  # the last look's
     seconds += time.perf_counter() - started
     return summary(learner, keeper, seconds)
+
+
+def _together(group: Group, error: RaycapError | None) -> None:
+    """All ranks go on, or all of them end here: one that returned alone would leave the others waiting for it."""
+    texts = group.gather_texts(str(error) if error else "")
+    if any(texts):
+        raise error or RaycapError(next(text for text in texts if text))
 
 
 def next_incarnation(folder: Path) -> int:
     """Count the learner's starts in its stage's folder; the number of this one."""
     file = folder / "incarnation"
     number = int(file.read_text()) + 1 if file.exists() else 0
-    file.write_text(str(number))
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(str(number))
+    temporary.replace(file)
     return number
 
 
@@ -87,7 +101,7 @@ def _publish(exchange: Any, learner: Learner) -> None:
 
 
 def _take(
-    exchange: Any, step: int, group: Group, timeout_s: float, error: RaycapError | None
+    exchange: Any, learner: Learner, group: Group, timeout_s: float, error: RaycapError | None
 ) -> tuple[list[Any], RaycapError | None]:
     """This rank's rollouts of a step. An error of any rank ends all ranks here, together."""
     import ray
@@ -95,13 +109,13 @@ def _take(
     rollouts: list[Any] = []
     if error is None:
         try:
-            rollouts = ray.get(exchange.take.remote(step, group.rank, group.size, timeout_s))
+            ask = (learner.step, group.rank, group.size, timeout_s, learner.incarnation)
+            rollouts = ray.get(exchange.take.remote(*ask))
         except ray.exceptions.RayTaskError as raised:
             if not isinstance(raised.cause, RaycapError):
                 raise
             error = raised.cause
-    if group.sum_values([float(error is not None)])[0]:
-        raise error or RaycapError("another rank of the learner failed; its message is in its log")
+    _together(group, error)
     return rollouts, None
 
 

@@ -17,12 +17,22 @@ class RewardWorker:
     """One component in a process of its own."""
 
     def __init__(self, name: str, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int) -> None:
-        self.name = name
-        self.component = build_component(name, spec.open(), options, source)
+        self.name, self.refused = name, None
+        try:
+            self.component = build_component(name, spec.open(), options, source)
+        except RaycapError as error:  # raised here, it would reach callers as the death of an actor
+            self.refused = error
         if "torch" in sys.modules:  # CIDEr-D and its like need none; importing it takes seconds
             sys.modules["torch"].set_num_threads(threads)
 
+    def ready(self) -> str:
+        """The component's signature, once it is built; raises what it refused."""
+        if self.refused is not None:
+            raise self.refused
+        return str(getattr(self.component, "signature", self.name))
+
     def score(self, image_ids: Sequence[str], generation: Generation) -> ComponentScores:
+        self.ready()
         return score_generation(self.name, self.component, image_ids, generation)
 
 
@@ -35,6 +45,25 @@ class RewardPools:
 
     def __init__(self, actors: Mapping[str, Sequence[Any]], retries: int = 5) -> None:
         self.actors, self.retries = {name: list(pool) for name, pool in actors.items()}, retries
+
+    def wait_until_ready(self) -> dict[str, str]:
+        """Signatures by component, once every actor has built its own.
+
+        Raises:
+            RaycapError: what a component refused.
+        """
+        import ray
+
+        signatures = {}
+        for name, pool in self.actors.items():
+            try:
+                signatures[name] = ray.get([actor.ready.remote() for actor in pool])[0]
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
+            except ray.exceptions.RayActorError as error:
+                raise WorkFailed(f"its actor could not start: {str(error)[:500]}", key=f"rewards.{name}",
+                                 remedy="look at the actor's log") from error  # fmt: skip
+        return signatures
 
     def score(self, lease: Lease, generation: Generation) -> dict[str, ComponentScores]:
         """Scores of a lease by every component.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from raycap.cluster.reward_pool import RewardPools
+from raycap.cluster.tasks import on
 from raycap.data.features import FeatureStore
 from raycap.errors import RaycapError, WorkFailed
 from raycap.models.checkpoint import load_captioner
@@ -60,7 +61,7 @@ class RolloutActor:
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         self.name, self.pools = name, pools
-        captioner = load_captioner(Path(captioner_folder)).to(device)
+        captioner = load_captioner(Path(captioner_folder)).to(on(device))
         features = FeatureStore.open(Path(features_folder))
         self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed)
 

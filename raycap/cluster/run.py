@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from raycap.cluster.data_stages import clip_stage, features_stage, prepare_stage
+from raycap.cluster.data_stages import asks_for_clip, clip_stage, features_stage, prepare_stage
 from raycap.cluster.evaluate_stage import evaluate_stage
-from raycap.cluster.stages import Run, Stage, trained_clips
-from raycap.cluster.storage import check_places
+from raycap.cluster.stages import Run, Stage, clip_identity, trained_clips
+from raycap.cluster.storage import check_places, working_in
 from raycap.cluster.tasks import connected
 from raycap.cluster.training_stages import mle_continued_stage, mle_stage, scst_stage
-from raycap.models.clip import shipped_config
 from raycap.recipe import Recipe
+from raycap.rewards.contract import check_component
 from raycap.train.progress import clock
 
 
@@ -29,18 +29,26 @@ _RESOURCES = ("workers", "num_cpus", "num_gpus")  # of a reward pool: where it r
 
 
 def _prepare_values(recipe: Recipe) -> dict[str, Any]:
-    return _dump(recipe, "data", without=tuple(f"data.{name}" for name in _LABELS))
+    without = [f"data.{name}" for name in _LABELS]
+    if recipe.data.format == "scenes":
+        without.append("data.root")  # RAYCAP_DATA may be set for other runs
+    else:
+        without.append("data.scenes")
+    return _dump(recipe, "data", without=tuple(without))
 
 
 def _clip_values(recipe: Recipe) -> dict[str, Any]:
-    # a name of ours may mean another model in another version of raycap
-    configs = {role: shipped_config(getattr(recipe.clip, role).model) for role in trained_clips(recipe)}
-    return {**_dump(recipe, "clip"), "configs": configs}
+    return {role: clip_identity(recipe, role) for role in trained_clips(recipe)}
+
+
+def reward_clip(recipe: Recipe) -> dict[str, Any]:
+    """What the CLIP that rewards is, for stages that look through it: another judge makes none of them stale."""
+    return {"clip.reward": clip_identity(recipe, "reward")}
 
 
 def _features_values(recipe: Recipe) -> dict[str, Any]:
-    clip = recipe.clip.reward
-    return {**_dump(recipe, "features"), "clip.reward": clip.model_dump(mode="json") if clip else None}
+    values = _dump(recipe, "features")
+    return values | reward_clip(recipe) if recipe.features.encoder == "clip.reward" else values
 
 
 def _mle_values(recipe: Recipe) -> dict[str, Any]:
@@ -53,7 +61,11 @@ def _scst_values(recipe: Recipe) -> dict[str, Any]:
     for reward in values["rewards"].values():
         for name in _RESOURCES:
             reward.pop(name)
-    return values
+    return values | reward_clip(recipe) if asks_for_clip(recipe) else values
+
+
+def _evaluate_values(recipe: Recipe) -> dict[str, Any]:
+    return {**_dump(recipe, "evaluate"), "seeds": recipe.run_seeds, "clip.judge": clip_identity(recipe, "judge")}
 
 
 STAGES = {
@@ -61,12 +73,11 @@ STAGES = {
     for stage in (
         Stage("prepare", True, (), _prepare_values, prepare_stage),
         Stage("clip", True, ("prepare",), _clip_values, clip_stage),
-        Stage("features", True, ("prepare", "clip"), _features_values, features_stage),
+        Stage("features", True, ("prepare",), _features_values, features_stage),
         Stage("mle", False, ("features",), _mle_values, mle_stage),
         Stage("scst", False, ("mle",), _scst_values, scst_stage),
         Stage("mle_continued", False, ("mle", "scst"), lambda r: _dump(r, "mle_continued"), mle_continued_stage),
-        Stage("evaluate", True, ("mle", "scst", "mle_continued", "clip"),
-              lambda r: {**_dump(r, "evaluate"), "seeds": r.run_seeds}, evaluate_stage),
+        Stage("evaluate", True, ("mle", "scst", "mle_continued"), _evaluate_values, evaluate_stage),
     )
 }  # fmt: skip
 
@@ -85,10 +96,18 @@ def run_recipe(recipe: Recipe) -> Run:
         for seed in (recipe.run_seeds[:1] if STAGES[name].shared else recipe.run_seeds)
     ]
     print(f"{recipe.name}: {run.folder}", flush=True)
-    with connected():
+    with working_in(run.folder), connected():
+        check_rewards(recipe)
         for name, seed in todo:
             _run_stage(run, name, seed)
     return run
+
+
+def check_rewards(recipe: Recipe) -> None:
+    """A component that is misspelt or takes no such option is refused now, and not after hours of MLE."""
+    if "scst" in recipe.stages:
+        for name, reward in recipe.rewards.items():
+            check_component(name, reward.options, reward.source)
 
 
 def _run_stage(run: Run, name: str, seed: int) -> None:

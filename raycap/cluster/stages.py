@@ -14,11 +14,16 @@ from typing import Any
 
 import torch
 
-from raycap.cluster.storage import StageFolder, run_folder
+from raycap.cluster.storage import StageFolder, data_root, run_folder, stored_fingerprint
 from raycap.data.dataset import PreparedDataset
+from raycap.data.source import describe_source
+from raycap.errors import RecipeError
+from raycap.models.clip import shipped_config
 from raycap.recipe import Recipe
 
 CLIPS = ("reward", "judge")
+LOOK_THROUGH_CLIP = ("clip", "self_retrieval", "critic")
+"""Built-in reward components that ask for image embeddings under `clip.reward`."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,91 @@ class Run:
     def stage_folder(self, name: str, seed: int) -> StageFolder:
         """A stage with everything that it is made from, inputs' fingerprints included."""
         stage = self.stages[name]
-        inputs = {i: self.stage_folder(i, seed).fingerprint for i in stage.inputs if i in self.recipe.stages}
+        inputs = {i: found for i in stage.inputs if (found := self._input(i, seed)) is not None}
         made_from: dict[str, Any] = {"values": dict(stage.values(self.recipe)), "inputs": inputs}
+        if name == "prepare" and self.source:
+            made_from["source"] = self.source
         if not stage.shared:
             made_from["seed"] = seed
         path = self.path(name, seed)
         return StageFolder(path, str(path.relative_to(self.folder)), made_from)
 
+    def _input(self, name: str, seed: int) -> str | None:
+        """Fingerprint of an input: of what the recipe would make of it, or of what an earlier job left there."""
+        if name in self.recipe.stages:
+            return self.stage_folder(name, seed).fingerprint
+        return stored_fingerprint(self.path(name, seed))
+
+    def has(self, stage: str) -> bool:
+        """Whether the stage is one of the recipe's, or was finished by an earlier job (for every seed)."""
+        return stage in self.recipe.stages or all(
+            stored_fingerprint(self.path(stage, seed)) is not None for seed in self.recipe.run_seeds
+        )
+
+    @cached_property
+    def source(self) -> dict[str, str]:
+        """What lies in the data set's folder now; {} for scenes, which are drawn."""
+        if self.recipe.data.format == "scenes" or not self.recipe.data.root:
+            return {}
+        return describe_source(data_root(self.recipe))
+
     def results(self, stage: str, seed: int) -> dict[str, Any]:
         """What a finished stage left."""
         found = self.stage_folder(stage, seed).finished
-        assert found is not None, f"{stage} is not finished"
+        if found is None:
+            raise RecipeError("is needed first", key="stages", value=stage, remedy=f"add {stage} to the run's stages")
         return found
 
     @property
     def device(self) -> str:
+        """Where models run: `auto` takes GPUs where the cluster has any, whatever the driver's own node has."""
         if self.recipe.device != "auto":
             return self.recipe.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        import ray
+
+        found = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else torch.cuda.is_available()
+        return "cuda" if found else "cpu"
+
+    def gpus(self, role: str, *, alone: bool = False) -> float:
+        """GPUs of one actor: what the recipe says, else an equal share of the cluster's among all that want one.
+
+        Args:
+            role: learner, rollout, or a reward component's name.
+            alone: nothing else runs beside it (the learner in MLE).
+        """
+        if self.device == "cpu":
+            return 0.0
+        import ray
+
+        wanted = self._gpu_users()
+        given, count = wanted[role]
+        if given is not None:
+            return given
+        total = float(ray.cluster_resources().get("GPU", 0))
+        users = {role: (None, count)} if alone else wanted
+        left = total - sum(given * count for given, count in users.values() if given is not None)
+        share = left / sum(count for given, count in users.values() if given is None)
+        if share < 0.01:
+            what = f"the cluster's {total:g} GPUs are taken by the others"
+            raise RecipeError(what, key=f"{role}'s GPUs", value=share,
+                              remedy="give fewer to others, or 0 for the CPU; device=cpu for all")  # fmt: skip
+        return 1.0 if share >= 1 else int(share * 100) / 100
+
+    def _gpu_users(self) -> dict[str, tuple[float | None, int]]:
+        """GPUs of each actor as the recipe says, and the number of actors, by role."""
+        recipe = self.recipe
+        users: dict[str, tuple[float | None, int]] = {
+            "learner": (recipe.cluster.learner_gpus, recipe.cluster.learner_workers),
+            "rollout": (recipe.cluster.rollout_gpus, recipe.cluster.rollout_workers),
+        }
+        for name, reward in recipe.rewards.items():
+            through_clip = name in LOOK_THROUGH_CLIP and not reward.source
+            users[name] = (reward.num_gpus if reward.num_gpus is not None or through_clip else 0.0, reward.workers)
+        return users
+
+    def device_of(self, role: str, *, alone: bool = False) -> str:
+        """Where a role's model runs: on a GPU when it has a share of one."""
+        return "cuda" if self.gpus(role, alone=alone) else "cpu"
 
     @cached_property
     def dataset(self) -> PreparedDataset:
@@ -112,3 +184,15 @@ def trained_clips(recipe: Recipe) -> Sequence[str]:
     """Roles of the CLIPs that the stage `clip` trains."""
     models = {role: getattr(recipe.clip, role) for role in CLIPS}
     return [role for role, model in models.items() if model is not None and model.pretrained == "train"]
+
+
+def clip_identity(recipe: Recipe, role: str) -> dict[str, Any] | None:
+    """Everything that a CLIP hangs on beside the data: its model, where its weights come from, how it is trained."""
+    model = getattr(recipe.clip, role)
+    if model is None:
+        return None
+    # a name of ours may mean another model in another version of raycap
+    identity = {**model.model_dump(mode="json"), "config": shipped_config(model.model)}
+    if model.pretrained == "train":
+        identity["train"] = recipe.clip.train.model_dump(mode="json")
+    return identity

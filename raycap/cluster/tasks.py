@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raycap.cluster.train_job import ALLOCATOR
-from raycap.errors import RaycapError, WorkFailed
+from raycap.errors import RaycapError, RecipeError, WorkFailed
 
 
 @contextmanager
@@ -30,10 +30,33 @@ def connected() -> Any:
 
 
 def cpu_share(parts: int) -> int:
-    """Whole CPUs of the cluster for each of `parts` equal parts, at least 1."""
+    """Whole CPUs of the largest node for each of `parts` equal parts, at least 1: a task fits on one node or waits."""
     import ray
 
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // parts)
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+    return max(1, int(largest) // parts)
+
+
+def all_cpus() -> int:
+    """CPUs of the whole cluster, at least 1."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def on(device: str) -> str:
+    """The device, when this process can use it.
+
+    Raises:
+        RecipeError: a GPU is wanted and none is visible here.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("no GPU is visible to this process", key="device", value=device,
+                          remedy="ask for one, so that it runs where there is one (cluster.learner_gpus, "
+                          "cluster.rollout_gpus, rewards.<name>.num_gpus), or take device=cpu")  # fmt: skip
+    return device
 
 
 def task(function: Callable[..., Any], *, num_cpus: float, num_gpus: float = 0.0) -> Callable[..., Any]:

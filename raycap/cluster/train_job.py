@@ -57,14 +57,11 @@ def rank_journal(folder: str, group: Group, *, keep: int, about: Mapping[str, An
 
 def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def run(config: dict[str, Any]) -> dict[str, Any]:
-        import ray.train
         import torch
 
         torch.set_num_threads(config["threads"])
         try:
-            result = loop(config)
-            ray.train.report({k: v for k, v in result.items() if isinstance(v, int | float)})
-            return {"result": result}
+            return {"result": loop(config)}
         except RaycapError as error:
             return {"error": error}
 
@@ -87,7 +84,7 @@ def run_train_job(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     scaling = ray.train.ScalingConfig(
         num_workers=cluster.learner_workers,
-        use_gpu=cluster.learner_gpus > 0,
+        use_gpu=bool(cluster.learner_gpus),
         resources_per_worker={
             "CPU": cluster.learner_cpus,
             **({"GPU": cluster.learner_gpus} if cluster.learner_gpus else {}),

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from raycap.cluster.learner_loop import scst_loop
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
 from raycap.cluster.stages import Run
+from raycap.cluster.storage import write_json
+from raycap.cluster.tasks import on
 from raycap.cluster.train_job import ALLOCATOR, rank_journal, run_train_job, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.models.build import new_captioner
 from raycap.models.checkpoint import load_captioner
-from raycap.recipe import Recipe
+from raycap.models.grid import side_of
+from raycap.recipe import ClusterRecipe, Recipe
 from raycap.rewards.cider import write_document_frequency
 from raycap.rewards.context import ContextSpec
 from raycap.train.labelled import LabelledSet
@@ -34,9 +37,10 @@ from raycap.train.validation import Validator
 
 def mle_stage(run: Run, seed: int) -> dict[str, Any]:
     """Cross-entropy on the labelled images until `select` no longer improves."""
+    _check_views(run, seed)
     config = _mle_config(run, seed, "mle")
     with _shown(run.path("mle", seed), "mle"):
-        return run_train_job(_mle_loop, config, run.recipe.cluster, run.path("mle", seed))
+        return run_train_job(_mle_loop, config, _cluster(run, alone=True), run.path("mle", seed))
 
 
 def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
@@ -49,19 +53,43 @@ def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
         "control": _control(run, seed, folder),
     }
     with _shown(folder, "mle_continued"):
-        return run_train_job(_mle_loop, config, recipe.cluster, folder)
+        results = run_train_job(_mle_loop, config, _cluster(run, alone=True), folder)
+    write_json(folder / CONTROL, asdict(Control(results["steps"])))
+    return results
+
+
+def _check_views(run: Run, seed: int) -> None:
+    """Before hours of training: can the grid be cropped as the recipe says?"""
+    cells = FeatureStore.open(run.path("features", seed) / "captioner").shape[0]
+    for name, views in (("mle", run.recipe.mle), ("scst", run.recipe.scst)):
+        if (views.crop or views.flip) and views.crop >= side_of(cells):
+            raise RecipeError(f"the grid has {side_of(cells)} cells a side", key=f"{name}.crop", value=views.crop,
+                              remedy="crop fewer cells than that")  # fmt: skip
+
+
+def _cluster(run: Run, *, alone: bool) -> ClusterRecipe:
+    """The recipe's section with the learner's share of the GPUs filled in."""
+    return run.recipe.cluster.model_copy(update={"learner_gpus": run.gpus("learner", alone=alone)})
+
+
+CONTROL = "control.json"
 
 
 def _control(run: Run, seed: int, folder: Path) -> Control:
-    """As many seconds as SCST took; the plan in steps is at MLE's measured pace. Kept for a resume."""
-    record = folder / "control.json"
-    if not record.exists():
-        steps = run.recipe.mle_continued.steps
-        mle, scst = run.results("mle", seed), run.results("scst", seed)
-        pace = mle["steps"] / mle["seconds"]
-        control = Control(steps) if steps else Control(max(1, round(scst["seconds"] * pace)), scst["seconds"])
-        record.write_text(json.dumps(asdict(control)))
-    return Control(**json.loads(record.read_text()))
+    """How long the control runs: the recipe's steps, or as many seconds as SCST took.
+
+    What it came to in steps is recorded at its end; a repeat uses the record. The first guess, which only shapes the
+    learning rate's beginning, is at MLE's measured pace.
+    """
+    record = folder / CONTROL
+    if record.exists():
+        return Control(**json.loads(record.read_text()))
+    if run.recipe.mle_continued.steps:
+        return Control(run.recipe.mle_continued.steps)
+    mle, scst = run.results("mle", seed), run.results("scst", seed)
+    control = Control(max(1, round(scst["seconds"] * mle["steps"] / mle["seconds"])), scst["seconds"])
+    write_json(record, asdict(control))
+    return control
 
 
 def _mle_config(run: Run, seed: int, stage: str) -> dict[str, Any]:
@@ -69,7 +97,7 @@ def _mle_config(run: Run, seed: int, stage: str) -> dict[str, Any]:
         "recipe": run.recipe,
         "mle": run.recipe.mle,
         "seed": seed,
-        "device": run.device,
+        "device": run.device_of("learner", alone=True),
         "prepared": str(run.path("prepare", seed)),
         "features": str(run.path("features", seed) / "captioner"),
         "folder": str(run.path(stage, seed)),
@@ -93,10 +121,10 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
     else:
         captioner = new_captioner(recipe.captioner, features.shape, captions, seed=config["seed"])
     group = training_group()
-    journal = rank_journal(config["folder"], group, keep=1, about=config["about"])
+    journal = rank_journal(config["folder"], group, keep=2, about=config["about"])
     max_length = recipe.captioner.max_length
     return train_mle(
-        captioner.to(config["device"]),
+        captioner.to(on(config["device"])),
         LabelledSet(captions, captioner.tokenizer, max_length),
         features,
         Validator(config["select_references"], features, max_length=max_length),
@@ -111,11 +139,14 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
 def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     """Self-critical sequence training: Exchange, rollout crew, reward pools, learner."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     recipe, folder = run.recipe, run.path("scst", seed)
     spec = reward_context(run, folder)
     schedule = scst_schedule(run, seed)
-    exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000).remote(
+    # On the driver's node, which on a cluster is the head: an actor without CPUs would land anywhere, spot nodes too.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(
         schedule,
         total_steps=recipe.scst.steps,
         max_policy_lag=recipe.scst.max_policy_lag,
@@ -125,7 +156,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     config = {
         "recipe": recipe,
         "seed": seed,
-        "device": run.device,
+        "device": run.device_of("learner"),
         "exchange": exchange,
         "start": str(run.path("mle", seed) / "best"),
         "features": str(run.path("features", seed) / "captioner"),
@@ -134,11 +165,15 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         "reward_weights": {name: reward.weight for name, reward in recipe.rewards.items()},
         "about": run.about("scst", seed),
     }
+    if run.device == "cuda":
+        roles = ["learner", "rollout", *recipe.rewards]
+        print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
     pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
     try:
+        pools.wait_until_ready()
         with RolloutCrew(_rollout_starter(run, seed, pools), exchange, recipe.cluster.rollout_workers) as crew:
             with _shown(folder, "scst"):
-                results = run_train_job(scst_loop, config, recipe.cluster, folder)
+                results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
             status = ray.get(exchange.status.remote())
             ray.get(exchange.close.remote())
             return {**results, "exchange": status, "workers_lost": crew.losses}
@@ -186,10 +221,13 @@ def _reward_actors(name: str, spec: ContextSpec, run: Run) -> list[Any]:
 
     reward = run.recipe.rewards[name]
     kind = ray.remote(RewardWorker).options(
-        num_cpus=reward.num_cpus, num_gpus=reward.num_gpus, max_restarts=-1, max_task_retries=0,
+        num_cpus=reward.num_cpus, num_gpus=run.gpus(name), max_restarts=-1, max_task_retries=0,
         runtime_env={"env_vars": ALLOCATOR},
     )  # fmt: skip
-    return [kind.remote(name, spec, reward.options, reward.source, 1) for _ in range(reward.workers)]
+    spec = replace(spec, device=run.device_of(name))
+    # the threads of the reference, which scores where it generates: at lag 0 the last bit may hang on them
+    threads = run.recipe.cluster.rollout_threads
+    return [kind.remote(name, spec, reward.options, reward.source, threads) for _ in range(reward.workers)]
 
 
 def _rollout_starter(run: Run, seed: int, pools: RewardPools) -> Callable[[str], Any]:
@@ -197,7 +235,7 @@ def _rollout_starter(run: Run, seed: int, pools: RewardPools) -> Callable[[str],
 
     recipe = run.recipe
     kind = ray.remote(RolloutActor).options(
-        num_cpus=recipe.cluster.rollout_cpus, num_gpus=recipe.cluster.rollout_gpus, max_restarts=0,
+        num_cpus=recipe.cluster.rollout_cpus, num_gpus=run.gpus("rollout"), max_restarts=0,
         runtime_env={"env_vars": ALLOCATOR},
     )  # fmt: skip
 
@@ -211,7 +249,7 @@ def _rollout_starter(run: Run, seed: int, pools: RewardPools) -> Callable[[str],
             max_length=recipe.captioner.max_length,
             seed=seed,
             threads=recipe.cluster.rollout_threads,
-            device=run.device if recipe.cluster.rollout_gpus else "cpu",
+            device=run.device_of("rollout"),
         )
 
     return start
@@ -226,7 +264,9 @@ def _shown(folder: Path, label: str) -> Iterator[None]:
     def follow() -> None:
         place = 0
         last: dict[str, Any] = {}
-        while not stop.wait(1.0):
+        ended = False
+        while not ended:
+            ended = stop.wait(1.0)  # one more read after the end: the last lines belong to it
             file = folder / "log.jsonl"
             if not file.exists():
                 continue
@@ -237,7 +277,10 @@ def _shown(folder: Path, label: str) -> Iterator[None]:
                 lines = handle.read().split(b"\n")
             place += sum(len(line) + 1 for line in lines[:-1])
             for line in lines[:-1]:
-                record = json.loads(line)
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # a resume is cutting the log
                 last |= record
                 if "warning" in record:
                     print(f"{label:<14}  warning: {record['warning']}", flush=True)

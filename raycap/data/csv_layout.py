@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from raycap.data.flickr8k import SPLIT_LIST, find_image_folder, join_captions, note_other_captions
+from raycap.data.images import SUFFIXES
 from raycap.data.input_report import InputReport
 from raycap.data.schema import ImageRecord
 from raycap.data.split_lists import Listed, check_splits, find_split_lists, read_split_lists
@@ -59,6 +60,9 @@ def import_csv(
         elif kept := [caption for text, where in rows if (caption := clean_caption(text, where, report))]:
             cleaned[name] = tuple(kept)
     note_other_captions(others, report, table.name)
+    for unnamed in sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+        if unnamed not in captions and unnamed not in listed:
+            report.note("image_not_listed", unnamed, f"no row of {table.name} names it: left out")
     return join_captions(listed, cleaned, folder, report)
 
 

@@ -75,6 +75,7 @@ def import_folder(
         records.append(ImageRecord(image_id, str(root / image_id), split, cleaned))
     if table is None:
         _report_lonely_captions(files, report)
+    _note_other_files(files, table, report)
     if not files.images and not captions:
         what = "no image is in this folder or below it"
         raise DataError(
@@ -190,6 +191,18 @@ def _sidecar(root: Path, image_id: str, report: InputReport) -> list[tuple[Any, 
     while len(lines) > 1 and not lines[-1][0].strip():
         lines.pop()  # line feeds at the end; an empty file stays one empty caption
     return list(lines)
+
+
+def _note_other_files(files: _Files, table: Path | None, report: InputReport) -> None:
+    """Files that nothing was made of, by suffix: photographs of a kind that cannot be read are among them."""
+    used = {".txt"} if table is None else {table.suffix.lower()}
+    by_suffix: dict[str, list[str]] = {}
+    for path in sorted(files.others):
+        if (suffix := PurePosixPath(path).suffix.lower()) not in used:
+            by_suffix.setdefault(suffix, []).append(path)
+    for suffix, paths in by_suffix.items():
+        what = f"{len(paths)} {suffix or 'without a suffix'}: left out"
+        report.note("unknown_file", paths[0], what, count=len(paths))
 
 
 def _report_lonely_captions(files: _Files, report: InputReport) -> None:

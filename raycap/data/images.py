@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from raycap.data.input_report import InputReport
 from raycap.data.schema import ImageRecord
@@ -32,6 +33,7 @@ SUFFIXES_BY_FORMAT = {
     "DIB": (".dib",),
     "WEBP": (".webp",),
     "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
     "TIFF": (".tif", ".tiff"),
     "JPEG2000": (".jp2",),
     "PPM": (".ppm", ".pgm"),
@@ -87,6 +89,8 @@ def open_image(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> I
         ImageMissing, ImageBroken, ImageTooLarge: all of them UnusableImage and DataError, naming the file.
     """
     name = "image" if isinstance(source, bytes) else str(source)
+    if Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = None  # the limit below is the one that was asked for
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as picture:
             width, height = picture.size
@@ -167,8 +171,9 @@ def measure(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that this build of PIL can read."""
+    """The formats that this build of PIL can read, with the plugin for what iPhones write."""
     Image.init()
+    register_heif_opener()
     return tuple(name for name in SUFFIXES_BY_FORMAT if name in Image.OPEN)
 
 

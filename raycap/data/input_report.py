@@ -26,6 +26,8 @@ KINDS: dict[str, str] = {
     "caption_empty": "a caption without a letter or digit",
     "caption_without_image": "captions of a picture that is not among the images",
     "image_without_caption": "an image in a captioned data set has no caption and counts as unlabelled",
+    "image_not_listed": "a picture that the table of captions does not name, in a layout that needs it to",
+    "unknown_file": "a file that is neither a picture that can be read, nor a table, nor captions",
     "image_in_two_splits": "one image in two of train, dev and test",
     "duplicate_id": "the same image or caption id twice",
     "unknown_split": "a split other than train, dev or test",
@@ -60,6 +62,7 @@ class InputReport:
         self.skip: frozenset[str] = frozenset(KINDS) if "all" in kinds else frozenset(kinds)
         self.faults: list[Occurrence] = []
         self.notes: list[Occurrence] = []
+        self.written: Path | None = None
 
     def add(self, kind: str, where: str, detail: str, count: int = 1) -> None:
         """Records a fault; the caller leaves the item out and goes on."""
@@ -99,7 +102,8 @@ class InputReport:
             "the input has faults: " + ", ".join(parts),
             key="data.skip",
             value=sorted(self.skip),
-            remedy=f"repair the input, or leave these out with data.skip=[{','.join(allowed)}]; they are then listed",
+            remedy=f"repair the input, or leave these out with data.skip=[{','.join(allowed)}]; they are then listed"
+            + (f"; all of them: {self.written}" if self.written else ""),
         )
 
     def summary(self) -> str:
@@ -122,6 +126,7 @@ class InputReport:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         unfinished.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
         os.replace(unfinished, path)
+        self.written = path
 
 
 def _known(kind: str) -> str:

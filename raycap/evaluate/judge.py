@@ -39,4 +39,4 @@ def judge_embeddings(
         flat = clip.embed_texts([text for i in ids for text in references[i]])
         cuts = np.cumsum([len(references[i]) for i in ids])[:-1]
         embedded = dict(zip(ids, np.split(flat, cuts), strict=True))
-    return ClipEmbeddings(clip.name, images, dict(zip(ids, spoken, strict=True)), embedded)
+    return ClipEmbeddings(clip.name, images, dict(zip(ids, spoken, strict=True)), embedded, clip.prompt)

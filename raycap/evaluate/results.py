@@ -2,7 +2,7 @@
 
     {"schema_version": 1, "rows": [{"stage", "label", "split", "decoding", "seed", "metrics", "seconds", ...}]}
 
-A row that is measured again replaces the old one; the file is always whole. Rows hold what was measured, at full
+A split that is reported on again replaces its rows; the file is always whole. Rows hold what was measured, at full
 precision; rounding is the business of those who show them.
 """
 
@@ -135,16 +135,17 @@ def write_results(path: Path, rows: Iterable[ResultRow]) -> None:
     os.replace(unfinished, path)
 
 
-def merge_results(path: Path, rows: Iterable[ResultRow]) -> list[ResultRow]:
-    """Adds rows to the file, each in the place of the one with its key if there is one; all rows after that.
+def replace_split(path: Path, split: str, rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """Puts rows in the place of all rows of a split: those of models that are there no more do not stay beside them.
 
-    Seeds that evaluate at the same time may merge into one file: a lock beside it lets them in one by one.
+    Jobs that report on different splits at the same time may write one file: a lock beside it lets them in one by one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
-        merged = {row.key: row for row in (*read_results(path), *rows)}
-        write_results(path, merged.values())
-    return list(merged.values())
+        kept = [row for row in read_results(path) if row.split != split]
+        merged = [*kept, *rows]
+        write_results(path, merged)
+    return merged
 
 
 def mean_std(rows: Sequence[ResultRow]) -> list[Summary]:

@@ -33,12 +33,14 @@ class ClipEmbeddings:
         image: image id → vector [D].
         candidate: image id → vector [D] of the candidate with the prompt.
         references: image id → array [R, D] of its references with the prompt; None when not computed.
+        prompt: what stood before every caption and reference, for the signature.
     """
 
     name: str
     image: Mapping[str, Any]
     candidate: Mapping[str, Any]
     references: Mapping[str, Any] | None = None
+    prompt: str = PROMPT
 
     def pairs(self, images: Sequence[str]) -> tuple[Vectors, Vectors]:
         """(image, candidate) vectors of these images, float32 [N, D] each, normalised.

@@ -16,7 +16,7 @@ import numpy as np
 from raycap.errors import Refused
 from raycap.metrics.bleu import bleu_counts
 from raycap.metrics.cider import cider_d_of_index
-from raycap.metrics.clipscore import PROMPT, ClipEmbeddings, clip_scores, ref_clip_scores
+from raycap.metrics.clipscore import ClipEmbeddings, clip_scores, ref_clip_scores
 from raycap.metrics.files import refuse
 from raycap.metrics.java import meteor, spice
 from raycap.metrics.ptb import tokenize
@@ -225,7 +225,7 @@ def _score_embeddings(tables: _Tables, embeddings: ClipEmbeddings | None, metric
         for name in ("refclipscore" if "clipscore" in metrics else "", "refcompare" if "refcompare" in metrics else ""):
             if name:
                 tables.unavailable[name] = "no embeddings of the references"
-    tables.signature.append(f"{'+'.join(wanted)}(clip={embeddings.name},prompt={PROMPT.strip()!r},w2.5)")
+    tables.signature.append(f"{'+'.join(wanted)}(clip={embeddings.name},prompt={embeddings.prompt.strip()!r},w2.5)")
 
 
 def _version() -> str:

@@ -31,6 +31,7 @@ def new_captioner(
     else:
         tokenizer = new_tokenizer(recipe.vocabulary, captions)
         lm, lm_config = lm_from_scratch(recipe.lm_config, tokenizer)
+    _check_positions(recipe, feature_shape, lm)
     config = PrefixConfig(
         features="grid" if len(feature_shape) == 2 else "pooled",
         feature_dim=feature_shape[-1],
@@ -46,6 +47,19 @@ def new_captioner(
         grid_size=recipe.grid_size or 0,
     )
     return PrefixCaptioner(config, lm, tokenizer)
+
+
+def _check_positions(recipe: CaptionerRecipe, feature_shape: Sequence[int], lm: nn.Module) -> None:
+    """Prefix and longest caption must find room in the LM, or generation fails in the middle of a run."""
+    cells = 1 if len(feature_shape) == 1 else (recipe.grid_size or 0) ** 2 or feature_shape[0]
+    prefix = cells if recipe.mapping == "grid" else recipe.prefix_length
+    room = getattr(lm.config, "max_position_embeddings", None)
+    if room is not None and prefix + recipe.max_length > room:
+        raise RecipeError(
+            f"the LM has {room} positions, a prefix of {prefix} and {recipe.max_length} tokens need more",
+            key="captioner.lm_config" if not recipe.lm else "captioner.lm", value=recipe.lm or recipe.lm_config,
+            remedy="raise n_positions, or lower captioner.grid_size or captioner.max_length",
+        )  # fmt: skip
 
 
 def new_tokenizer(recipe: VocabularyRecipe, captions: Mapping[str, Sequence[str]]) -> Tokenizer:

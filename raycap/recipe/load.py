@@ -35,6 +35,9 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = (), environ: Mappi
         RecipeError: no such recipe, an unknown key, a value of the wrong type or out of range.
     """
     values = _read(name_or_file)
+    values.setdefault(
+        "rewards", {"cider": {}}
+    )  # `rewards.clip.weight=0.1` adds to it; `rewards={clip: {}}` replaces it
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals:

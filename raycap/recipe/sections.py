@@ -46,13 +46,17 @@ class DataRecipe(Section):
         "auto", description="layout of `root`; auto looks at what lies there"
     )
     root: str | None = Field(None, description="absolute path of the data set (also RAYCAP_DATA); not for scenes")
-    splits: list[str] = Field(["train", "dev", "test"], description="splits to import; their photographs must be there")
+    splits: list[Literal["train", "dev", "test"]] = Field(
+        ["train", "dev", "test"], description="splits to import; their photographs must be there"
+    )
     skip: list[str] | Literal["all"] = Field(
         [], description="kinds of bad input that are skipped, counted and listed instead of refused"
     )
     max_pixels: Positive = Field(64_000_000, description="images with more pixels are refused before decoding")
     select_size: int | None = Field(None, description="training images kept for model selection; min(500, 10%)")
-    web_share: Share = Field(0.0, description="share of the training images whose captions only CLIPs may see")
+    web_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the training images whose captions only CLIPs may see"
+    )
     num_labeled: int | None = Field(None, ge=1, description="labelled images of the captioner; all when not set")
     labeled_fraction: float | None = Field(None, gt=0, le=1, description="the same as a share of the pool")
     seed: int = Field(0, ge=0, description="of the cuts (select, web, labelled subset, splits by hash)")
@@ -153,7 +157,9 @@ class RewardRecipe(Section):
     options: dict[str, Any] = Field({}, description="keyword arguments of the component")
     workers: Positive = Field(1, description="actors in its pool")
     num_cpus: float = Field(0.0, ge=0, description="of each actor")
-    num_gpus: float = Field(0.0, ge=0, description="of each actor")
+    num_gpus: float | None = Field(
+        None, ge=0, description="of each actor; a share for CLIP where there are GPUs when null"
+    )
 
 
 class SCSTRecipe(Views):
@@ -194,13 +200,15 @@ class EvaluateRecipe(Section):
 class ClusterRecipe(Section):
     rollout_workers: Positive = Field(2, description="actors that generate")
     rollout_cpus: float = Field(0.5, ge=0, description="of each rollout worker")
-    rollout_gpus: float = Field(0.0, ge=0, description="of each rollout worker (fractions share a GPU)")
+    rollout_gpus: float | None = Field(
+        None, ge=0, description="of each rollout worker (fractions share a GPU); an equal share when null; 0: CPU"
+    )
     rollout_threads: Positive = Field(
         1, description="torch threads of a rollout worker, and of generation in one process"
     )
     learner_workers: Positive = Field(1, description="ranks of the learner")
     learner_cpus: float = Field(0.5, gt=0, description="of each rank")
-    learner_gpus: float = Field(0.0, ge=0, description="of each rank")
+    learner_gpus: float | None = Field(None, ge=0, description="of each rank; an equal share when null; 0: CPU")
     learner_threads: Positive = Field(2, description="torch threads of a rank, and of learning in one process")
     lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")
     max_failures: int = Field(2, ge=0, description="restarts of the learner's worker group")

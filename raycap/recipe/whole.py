@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -32,7 +32,7 @@ class Recipe(Section):
     stages: list[Stage] = Field(..., min_length=1, description="run in this order; what is finished is reused")
     storage: str | None = Field(None, description="absolute path that all nodes see (also RAYCAP_STORAGE)")
     seed: int = Field(0, ge=0, description="of weights, order and samples")
-    seeds: list[int] = Field(
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [], description="several runs, one a seed, in seed-<n>/; `prepare`, `clip`, `features` shared"
     )
     rerun: Literal["refuse", "stale"] = Field(
@@ -82,6 +82,32 @@ class Recipe(Section):
         for name, views in (("mle", self.mle), ("scst", self.scst)):
             if self.features.kind == "pooled" and (views.crop or views.flip):
                 raise ValueError(f"{name}.crop and {name}.flip need features.kind = 'grid'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Recipe:
+        order = [stage for stage in get_args(Stage) if stage in self.stages]
+        if self.stages != order:
+            raise ValueError(f"stages = {self.stages}: each once, in this order: {', '.join(order)}")
+        split = self.evaluate.split
+        needed = "train" if split == "select" else split
+        if {"prepare", "evaluate"} <= set(self.stages) and needed not in self.data.splits:
+            raise ValueError(f"evaluate.split = {split!r}, but data.splits = {self.data.splits} does not import it")
+        if self.data.format == "scenes" and split in ("dev", "test") and not getattr(self.data.scenes, f"num_{split}"):
+            raise ValueError(f"evaluate.split = {split!r}, but data.scenes.num_{split} = 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_who_sees_captions(self) -> Recipe:
+        """A CLIP that read captions must not reward images whose captions count as unread."""
+        few = self.data.num_labeled is not None or (self.data.labeled_fraction or 1.0) < 1
+        clip = self.clip.reward
+        uses_it = self.features.encoder == "clip.reward" or {"clip", "self_retrieval"} & set(self.rewards)
+        if few and uses_it and clip is not None and clip.pretrained == "train" and not self.data.web_share:
+            raise ValueError(
+                "data.num_labeled or data.labeled_fraction leaves captions unread, but clip.reward is trained here on "
+                "all of them: set data.web_share=0.5, and it sees those of `web` images only"
+            )
         return self
 
     @property

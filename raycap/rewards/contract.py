@@ -8,6 +8,7 @@ job with the component's name and the caption.
 from __future__ import annotations
 
 import importlib
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -63,11 +64,7 @@ def build_component(name: str, context: RewardContext, options: Mapping[str, Any
         RecipeError: no such component, or its class refuses the options.
         RewardError: its constructor failed.
     """
-    path = source or BUILT_IN.get(name, "")
-    if not all(path.partition(":")):
-        raise RecipeError(f"expected one of {', '.join(BUILT_IN)}, or package.module:ClassName",
-                          key=f"rewards.{name}.source", value=source or name)  # fmt: skip
-    kind = load_dotted(path, key=f"rewards.{name}.source")
+    kind, path = _class_of(name, source)
     try:
         return kind(context, **options)
     except RaycapError:
@@ -78,6 +75,31 @@ def build_component(name: str, context: RewardContext, options: Mapping[str, Any
     except Exception as error:
         what = f"raised {type(error).__name__} when it was built: {error}"
         raise RewardError(what, key=f"rewards.{name}", value=path, remedy="mend the component") from error
+
+
+def check_component(name: str, options: Mapping[str, Any], source: str = "") -> None:
+    """Whether there is such a component and it takes such options, without building it.
+
+    Raises:
+        RecipeError: see `build_component`.
+    """
+    kind, path = _class_of(name, source)
+    try:
+        inspect.signature(kind).bind(None, **options)
+    except TypeError as error:
+        raise RecipeError(str(error), key=f"rewards.{name}.options", value=dict(options),
+                          remedy=f"they are the keyword arguments of {path}") from error  # fmt: skip
+    except ValueError:
+        return  # a class without a signature: building it will tell
+
+
+def _class_of(name: str, source: str) -> tuple[Any, str]:
+    """A component's class and its dotted name."""
+    path = source or BUILT_IN.get(name, "")
+    if not all(path.partition(":")):
+        raise RecipeError(f"expected one of {', '.join(BUILT_IN)}, or package.module:ClassName",
+                          key=f"rewards.{name}.source", value=source or name)  # fmt: skip
+    return load_dotted(path, key=f"rewards.{name}.source"), path
 
 
 def load_dotted(path: str, *, key: str) -> Any:

@@ -35,3 +35,9 @@ class DistributedGroup:
         tensor = torch.tensor(values, dtype=torch.float64, device=backend_device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Every rank's text, in the order of the ranks."""
+        texts: list[str] = [""] * self.size
+        dist.all_gather_object(texts, text)
+        return texts

@@ -93,6 +93,15 @@ class FolderJournal:
                     pass
                 read_about(folder)
                 load_tokenizer(folder)
+            except OSError as error:
+                # The storage does not answer, or a file is gone: nothing is wrong with the others. A network file
+                # system that hiccups must not cost a checkpoint.
+                if not isinstance(error, FileNotFoundError):
+                    raise CheckpointError(f"cannot be read: {error}", key="checkpoint", value=str(folder),
+                                          remedy="run the same command again") from error  # fmt: skip
+                _put_aside(folder)
+                broken.append((folder.name, f"{type(error).__name__}: {error}"[:200]))
+                continue
             except Exception as error:  # noqa: BLE001 - whatever a broken file makes torch raise
                 _put_aside(folder)
                 broken.append((folder.name, f"{type(error).__name__}: {error}"[:200]))

@@ -93,7 +93,7 @@ class Learner:
             "grad_norm": norm,
             "lr": self.optimizer.param_groups[0]["lr"],
             **_mean_of(diagnostics),
-            **_reward_figures(rollouts, mixed),
+            **_reward_figures(rollouts, mixed, list(self.weights), self.group),
         }
 
     def _batch(self, rollout: Rollouts, advantages: Advantages) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,25 +149,45 @@ def _mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return out
 
 
-def _reward_figures(rollouts: Sequence[Rollouts], mixed: Sequence[Advantages]) -> dict[str, Any]:
-    """Means, spreads and shares by component; sampled beside greedy, from step 0 on.
+def _reward_figures(
+    rollouts: Sequence[Rollouts], mixed: Sequence[Advantages], names: Sequence[str], group: Group
+) -> dict[str, Any]:
+    """Means, spreads and shares by component over all ranks; sampled beside greedy, from step 0 on.
 
     A component that applies to no image of this step has no mean: a number there would look like a reward.
     """
+    sums: dict[str, float] = {"leases": float(len(rollouts))}
+    for name in names:
+        sampled = _present([r.scores[name].rewards for r in rollouts])
+        greedy = _present([r.scores[name].greedy_rewards for r in rollouts])
+        sums |= {f"{name} sampled": sampled.sum(), f"{name} squares": (sampled**2).sum(), f"{name} n": sampled.size,
+                 f"{name} greedy": greedy.sum(), f"{name} greedy n": greedy.size,
+                 f"{name} share": sum(a.shares[name] for a in mixed),
+                 f"{name} images": sum(a.applied[name] for a in mixed)}  # fmt: skip
+    lengths = _present([r.generation.lengths for r in rollouts])
+    sums |= {"length": lengths.sum(), "rows": lengths.size,
+             "finished": _present([r.generation.finished for r in rollouts]).sum(),
+             "left": sum(int((~a.kept).sum()) for a in mixed)}  # fmt: skip
+    total = dict(zip(sums, group.sum_values([float(value) for value in sums.values()]), strict=True))
     out: dict[str, Any] = {}
-    for name in rollouts[0].scores:
-        out[f"reward/{name}/share"] = float(np.mean([a.shares[name] for a in mixed]))
-        out[f"reward/{name}/images"] = sum(a.applied[name] for a in mixed)
-        if out[f"reward/{name}/images"]:
-            sampled = np.concatenate([r.scores[name].rewards.reshape(-1) for r in rollouts])
-            greedy = np.concatenate([r.scores[name].greedy_rewards for r in rollouts])
-            out[f"reward/{name}/sampled"] = float(np.nanmean(sampled))
-            out[f"reward/{name}/spread"] = float(np.nanstd(sampled))
-            out[f"reward/{name}/greedy"] = float(np.nanmean(greedy))
-    out["images_without_reward"] = int(sum((~a.kept).sum() for a in mixed))
-    out["length"] = float(np.concatenate([r.generation.lengths for r in rollouts]).mean())
-    out["finished_share"] = float(np.concatenate([r.generation.finished for r in rollouts]).mean())
+    for name in names if total["leases"] else ():
+        out[f"reward/{name}/share"] = total[f"{name} share"] / total["leases"]
+        out[f"reward/{name}/images"] = int(total[f"{name} images"])
+        if total[f"{name} images"]:
+            mean = total[f"{name} sampled"] / total[f"{name} n"]
+            out[f"reward/{name}/sampled"] = mean
+            out[f"reward/{name}/spread"] = max(0.0, total[f"{name} squares"] / total[f"{name} n"] - mean**2) ** 0.5
+            out[f"reward/{name}/greedy"] = total[f"{name} greedy"] / total[f"{name} greedy n"]
+    out["images_without_reward"] = int(total["left"])
+    if total["rows"]:
+        out["length"], out["finished_share"] = total["length"] / total["rows"], total["finished"] / total["rows"]
     return out
+
+
+def _present(arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """All values that are numbers, float64 [n]; a component's None is NaN."""
+    flat = np.concatenate([a.reshape(-1) for a in arrays]).astype(np.float64) if arrays else np.zeros(0)
+    return flat[~np.isnan(flat)]
 
 
 def seen_by(

@@ -19,7 +19,7 @@ from raycap.rl.losses import cross_entropy
 from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
 from raycap.train.optimizing import Alone, Average, Group, adamw, set_lr, warmup_cosine
-from raycap.train.resuming import load_training_state, training_state
+from raycap.train.resuming import load_training_state, same_step, training_state
 from raycap.train.seeding import DROPOUT, seed_torch
 from raycap.train.validation import BestKeeper, Validator, to_device
 
@@ -64,21 +64,29 @@ def train_mle(
     per_epoch = labelled.steps_per_epoch(recipe.batch_size)
     planned = control.steps if control else recipe.epochs * per_epoch
     step, seconds = load_training_state(journal, captioner, optimizer, average, keeper)
+    same_step(group, step)
     if control and step == 0:  # the control keeps what it started from when nothing later is better
-        _look(captioner, validator, keeper, journal, 0)
+        _look(captioner, validator, keeper, journal, 0, group)
     started = time.perf_counter()
 
+    limit = control.seconds if control else None
+
+    def spent() -> float:
+        """Seconds of training so far; where they decide something, rank 0's for all ranks."""
+        mine = seconds + time.perf_counter() - started
+        return mine if limit is None else group.sum_values([mine if group.rank == 0 else 0.0])[0]
+
     def over() -> bool:
-        if control and control.seconds is not None:
-            mine = seconds + time.perf_counter() - started
-            return group.sum_values([mine if group.rank == 0 else 0.0])[0] >= control.seconds
+        if limit is not None:
+            return spent() >= limit
         return step >= planned or (control is None and keeper.looks_since >= recipe.patience)
 
     losses: list[float] = []
+    total = planned  # where seconds end it: what the pace so far foretells, so that the cosine arrives with them
     captioner.train()
     ended = over()
     while not ended:
-        factor = warmup_cosine(step, warmup=recipe.warmup_steps, total=planned, floor=recipe.lr_floor)
+        factor = warmup_cosine(step, warmup=recipe.warmup_steps, total=total, floor=recipe.lr_floor)
         set_lr(optimizer, recipe.lr * factor)
         losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group))
         average.update()
@@ -88,19 +96,18 @@ def train_mle(
         due = ended or step % per_epoch == 0
         if due:
             with average.applied():
-                record |= _look(captioner, validator, keeper, journal, step)
+                record |= _look(captioner, validator, keeper, journal, step, group)
             record |= {"epoch": step / per_epoch, "train_loss": sum(losses) / len(losses),
                        "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
             losses = []
             ended = over()  # this look may have been the one that patience waited for
-        elapsed = seconds + time.perf_counter() - started
-        total = planned
-        if control and control.seconds is not None:  # what the pace so far foretells
-            total = step if ended else max(step + 1, round(step * control.seconds / elapsed))
+        elapsed = spent()
+        if limit is not None:
+            total = step if ended else max(step + 1, round(step * limit / elapsed))
         journal.log({**record, "total_steps": total, "seconds": elapsed})
         if due:
             journal.save(step, captioner, training_state(optimizer, average, keeper, elapsed))
-    seconds += time.perf_counter() - started
+    seconds = spent()
     return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}
 
 
@@ -132,9 +139,11 @@ def _step(
 
 
 def _look(
-    captioner: PrefixCaptioner, validator: Validator, keeper: BestKeeper, journal: Journal, step: int
+    captioner: PrefixCaptioner, validator: Validator, keeper: BestKeeper, journal: Journal, step: int, group: Group
 ) -> dict[str, Any]:
-    cider, xe_loss = validator.cider(captioner), validator.xe_loss(captioner)
+    # Rank 0 looks for all: were each to look, two processors could disagree on when patience is over.
+    seen = [validator.cider(captioner), validator.xe_loss(captioner)] if group.rank == 0 else [0.0, 0.0]
+    cider, xe_loss = group.sum_values(seen)
     best = keeper.look(cider, step)
     if best:
         journal.save_best(captioner, {"step": step, "select_cider": cider})

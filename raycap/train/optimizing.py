@@ -19,6 +19,7 @@ class Group(Protocol):
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None: ...
     def sum_values(self, values: list[float]) -> list[float]: ...
+    def gather_texts(self, text: str) -> list[str]: ...
 
 
 class Alone:
@@ -31,6 +32,9 @@ class Alone:
 
     def sum_values(self, values: list[float]) -> list[float]:
         return values
+
+    def gather_texts(self, text: str) -> list[str]:
+        return [text]
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:

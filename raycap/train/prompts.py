@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,11 +35,16 @@ class PromptSchedule:
 
     def prompts(self, step: int) -> tuple[Prompt, ...]:
         """The step's images in their order."""
-        chosen = []
+        chosen: list[Prompt] = []
+        seen: Counter[int] = Counter()
         for place in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch, within = divmod(place, len(self.image_ids))
             position = int(self._epoch(epoch)[within])
-            chosen.append(Prompt(self.image_ids[position], position))
+            # An image that comes again in a step (at the end of an epoch, or where there are few) is another prompt:
+            # with the same position it would draw the same captions.
+            again = seen[position] * len(self.image_ids)
+            seen[position] += 1
+            chosen.append(Prompt(self.image_ids[position], position + again))
         return tuple(chosen)
 
     def leases(self, step: int) -> tuple[Lease, ...]:

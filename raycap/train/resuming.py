@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from raycap.errors import CheckpointError
 from raycap.models.checkpoint import load_captioner
 from raycap.models.prefix import PrefixCaptioner
 from raycap.train.journal import Journal
-from raycap.train.optimizing import Average
+from raycap.train.optimizing import Average, Group
 from raycap.train.validation import BestKeeper
 
 
@@ -42,3 +43,15 @@ def load_training_state(
     average.load_state_dict(state["average"])
     keeper.load_state_dict(state["keeper"])
     return int(state["step"]), float(state["seconds"])
+
+
+def same_step(group: Group, step: int) -> None:
+    """All ranks must go on from one checkpoint.
+
+    Raises:
+        CheckpointError: in every rank, when one of them found another newest checkpoint than rank 0.
+    """
+    first = group.sum_values([float(step) if group.rank == 0 else 0.0])[0]
+    if group.sum_values([float(step != first)])[0]:
+        raise CheckpointError("the learner's ranks found different newest checkpoints", key="step", value=step,
+                              remedy="the storage is slow to show new files: run the same command again")  # fmt: skip

@@ -58,7 +58,8 @@ def test_prompts_come_back_in_their_order_whatever_the_order_of_arrival() -> Non
 
     taken = run(scenario())
     assert [r.lease.number for r in taken] == [0, 1]
-    assert sorted(i for r in taken for i in r.lease.image_ids) != []
+    asked = [p.image_id for p in PromptSchedule(IDS, batch_size=4, lease_size=2, seed=0).prompts(0)]
+    assert [i for r in taken for i in r.lease.image_ids] == asked
 
 
 def test_at_lag_0_the_next_step_waits_for_the_next_version() -> None:
@@ -180,6 +181,39 @@ def test_ranks_share_a_step_and_together_hold_every_prompt_once() -> None:
         parts = [await hub.take(0, rank, 2, 5) for rank in range(2)]
         ids = [i for part in parts for r in part for i in r.lease.image_ids]
         assert sorted(ids) == sorted(p.image_id for p in hub.schedule.prompts(0))
+
+    run(scenario())
+
+
+def test_a_lease_set_aside_costs_its_rank_nothing_else() -> None:
+    """Rank 0 takes first: rank 1, all of whose leases were set aside, must still find its own part of the step."""
+
+    async def scenario() -> None:
+        hub = exchange(quarantine_after=1)
+        weights = await started(hub)
+        good = (await hub.lease("w0", None))["lease"]
+        bad = (await hub.lease("w1", None))["lease"]
+        assert (good.number, bad.number) == (0, 1)
+        await hub.worker_lost("w1")
+        await hub.deliver("w0", rollouts(good, weights))
+        assert len(await hub.take(0, 0, 2, 5)) == 1
+        assert await hub.take(0, 1, 2, 0.2) == []
+        await hub.publish(WeightsId(0, 1), ["next"])
+        assert (await hub.lease("w0", None))["lease"].step == 1
+
+    run(scenario())
+
+
+def test_a_restarted_rank_is_not_given_the_old_incarnations_rollouts() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        weights = await started(hub)
+        for n in range(2):
+            lease = (await hub.lease(f"w{n}", None))["lease"]
+            await hub.deliver(f"w{n}", rollouts(lease, weights))
+        with pytest.raises(WorkFailed, match="step 0 waits"):
+            await hub.take(0, 1, 2, 0.1, 1)
+        assert len(await hub.take(0, 1, 2, 5, 0)) == 1
 
     run(scenario())
 

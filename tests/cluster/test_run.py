@@ -80,6 +80,19 @@ def test_the_same_command_again_does_nothing(finished: Run, capsys: pytest.Captu
     assert capsys.readouterr().out.count("finished before, reused") == len(ALL)
 
 
+def test_evaluate_alone_finds_what_an_earlier_job_trained(finished: Run) -> None:
+    before = times(finished)
+    recipe = whole(finished.folder.parent)
+    alone = run_recipe(recipe.model_copy(update={"stages": ["evaluate"]}))
+    assert times(alone) == before
+    again = recipe.evaluate.model_copy(update={"beam_size": 3})
+    run_recipe(recipe.model_copy(update={"stages": ["evaluate"], "rerun": "stale", "evaluate": again}))
+    rows = json.loads((finished.folder / "results.json").read_text())["rows"]
+    assert {row["decoding"] for row in rows} == {"greedy", "beam3"}, "rows of the old beam stay beside the new ones"
+    assert len(rows) == 6
+    run_recipe(recipe.model_copy(update={"stages": ["evaluate"], "rerun": "stale"}))
+
+
 def test_a_change_is_refused_by_name_and_leaves_everything(finished: Run) -> None:
     before = times(finished)
     changed = whole(finished.folder.parent, scst={"steps": 2, "select_every": 1, "lr": 5e-4})
@@ -92,6 +105,24 @@ def test_where_things_run_makes_nothing_stale(finished: Run) -> None:
     before = times(finished)
     run_recipe(whole(finished.folder.parent, cluster={"rollout_workers": 3, "lease_timeout_s": 30}))
     assert times(finished) == before
+
+
+def test_a_wrong_reward_is_refused_before_the_first_stage(tmp_path: Path) -> None:
+    for rewards, message in (
+        ({"cider": {"options": {"eso": True}}}, r"rewards.cider.options = .*eso"),
+        ({"mine": {"source": "nowhere.to:Be"}}, r"rewards.mine.source = 'nowhere.to:Be'"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            run_recipe(
+                whole(tmp_path).model_copy(update={"rewards": recipe_of(tmp_path, ["mle"], rewards=rewards).rewards})
+            )
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_reward_that_refuses_when_it_is_built_says_so(ray_session: Any, tiny_run: Any) -> None:
+    run = tiny_run("refused", rewards={"bleu": {"options": {"order": 9}}})
+    with pytest.raises(RecipeError, match=r"rewards.bleu.options.order = 9"):
+        run_recipe(run.recipe)
 
 
 def test_missing_data_and_relative_paths_are_refused_before_ray(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raycap.cluster.data_stages import data_root
 from raycap.cluster.run import STAGES
 from raycap.cluster.stages import Run
-from raycap.cluster.storage import StageFolder, differences, run_folder
+from raycap.cluster.storage import StageFolder, check_places, differences, run_folder, working_in
 from raycap.errors import RecipeError, StaleStage
 from tests.cluster.conftest import recipe_of
 
@@ -103,3 +105,92 @@ def test_a_missing_data_set_says_what_to_put_where(tmp_path: Path, root: str | N
 
 def test_differences_names_dotted_keys() -> None:
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == ["a.c: 2 → 3", "d: None → 4"]
+
+
+def test_another_judge_makes_only_its_own_work_stale(tmp_path: Path) -> None:
+    stages = ["prepare", "clip", "features", "mle", "scst", "evaluate"]
+    clips = {"reward": {"model": "raycap-scenes-reward", "seed": 1}, "judge": {"model": "raycap-scenes-judge"}}
+    run = Run(recipe_of(tmp_path, stages, clip=clips, rewards={"clip": {}}), STAGES)
+    judged = Run(recipe_of(tmp_path, stages, clip={**clips, "judge": {**clips["judge"], "seed": 3}},
+                           rewards={"clip": {}}), STAGES)  # fmt: skip
+    rewarded = Run(recipe_of(tmp_path, stages, clip={**clips, "reward": {**clips["reward"], "seed": 3}},
+                             rewards={"clip": {}}), STAGES)  # fmt: skip
+
+    def stale(other: Run) -> set[str]:
+        pairs = {n: [r.stage_folder(n, 0).fingerprint for r in (run, other)] for n in stages}
+        return {name for name, (a, b) in pairs.items() if a != b}
+
+    assert stale(judged) == {"clip", "evaluate"}
+    assert stale(rewarded) == {"clip", "scst", "evaluate"}  # its features are timm's
+
+
+def test_a_judge_that_is_named_later_is_asked(tmp_path: Path) -> None:
+    without = Run(recipe_of(tmp_path, ["mle", "evaluate"]), STAGES)
+    judge = {"model": "ViT-B-32", "pretrained": "/weights.pt"}
+    named = Run(recipe_of(tmp_path, ["mle", "evaluate"], clip={"judge": judge}), STAGES)
+    assert without.stage_folder("mle", 0).fingerprint == named.stage_folder("mle", 0).fingerprint
+    assert without.stage_folder("evaluate", 0).fingerprint != named.stage_folder("evaluate", 0).fingerprint
+
+
+def test_stages_that_a_job_does_not_name_are_taken_as_they_lie_there(tmp_path: Path) -> None:
+    """`stages=[scst]` after a whole run: the same SCST, not one without an MLE."""
+    stages = ["prepare", "features", "mle", "scst"]
+    whole = Run(recipe_of(tmp_path, stages), STAGES)
+    for name in stages:
+        folder = whole.stage_folder(name, 0)
+        folder.open(whole.recipe)
+        folder.finish({})
+    alone = Run(recipe_of(tmp_path, ["scst"]), STAGES)
+    assert alone.stage_folder("scst", 0).fingerprint == whole.stage_folder("scst", 0).fingerprint
+    assert not alone.stage_folder("scst", 0).open(alone.recipe)
+    assert alone.has("mle")
+    assert not alone.has("mle_continued")
+
+
+def test_prepare_is_made_from_what_lies_in_the_folder(tmp_path: Path) -> None:
+    root = tmp_path / "pictures"
+    (root / "deep").mkdir(parents=True)
+    (root / "deep" / "a.jpg").write_bytes(b"1234")
+    (root / "captions.csv").write_text("image,caption\ndeep/a.jpg,a dog\n")
+
+    def made_from() -> dict[str, Any]:
+        run = Run(recipe_of(tmp_path, ["prepare"], data={"format": "folder", "root": str(root)}), STAGES)
+        return dict(run.stage_folder("prepare", 0).made_from)
+
+    first = made_from()
+    os.utime(root / "deep" / "a.jpg", (1, 1))
+    (root / ".hidden").touch()
+    assert made_from() == first, "a copy of the data is the same data"
+    (root / "deep" / "b.jpg").write_bytes(b"12")
+    more = made_from()
+    assert differences(first, more)[0].startswith("source.pictures: 1 files, ")
+    (root / "captions.csv").write_text("image,caption\ndeep/a.jpg,a cat\n")
+    assert any(d.startswith("source.tables") for d in differences(more, made_from()))
+
+
+def test_a_data_root_in_the_environment_is_nothing_to_scenes(tmp_path: Path) -> None:
+    plain, other = (Run(recipe_of(tmp_path, ["prepare"], data={"root": root}), STAGES) for root in (None, "/data"))
+    assert plain.stage_folder("prepare", 0).fingerprint == other.stage_folder("prepare", 0).fingerprint
+
+
+def test_one_job_at_a_time_works_in_a_run(tmp_path: Path) -> None:
+    with working_in(tmp_path / "run"):
+        with pytest.raises(RecipeError, match=r"another job works in this run: process \d+ on"):  # noqa: SIM117
+            with working_in(tmp_path / "run"):
+                raise AssertionError("both are in")
+        with working_in(tmp_path / "other"):
+            pass
+    with working_in(tmp_path / "run"):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match=r"storage = .*cannot be written to"):
+        check_places(recipe_of(tmp_path / "file", ["mle"]))
+
+
+def test_weights_of_a_package_that_is_not_there_are_missed_before_anything_starts(tmp_path: Path) -> None:
+    features = {"encoder": "tf_efficientnet_lite0", "weights": "package:no_such_package"}
+    with pytest.raises(RecipeError, match=r"features.weights = 'package:no_such_package': the package is not"):
+        check_places(recipe_of(tmp_path, ["prepare", "features"], features=features))

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from raycap.errors import DataError, WorkFailed
-from raycap.evaluate.results import ResultRow, mean_std, merge_results, read_results, write_results
+from raycap.evaluate.results import ResultRow, mean_std, read_results, replace_split, write_results
 
 
-def row(label: str = "scst", seed: int = 0, cider: float = 0.9, decoding: str = "greedy") -> ResultRow:
-    return ResultRow("scst", label, "test", decoding, seed, {"cider_d": cider, "bleu_4": 0.3}, 12.5)
+def row(
+    label: str = "scst", seed: int = 0, cider: float = 0.9, decoding: str = "greedy", split: str = "test"
+) -> ResultRow:
+    return ResultRow("scst", label, split, decoding, seed, {"cider_d": cider, "bleu_4": 0.3}, 12.5)
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:
@@ -37,27 +39,27 @@ def test_the_file_is_what_the_architecture_promises(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_row_measured_again_replaces_its_old_self(tmp_path: Path) -> None:
+def test_a_split_reported_again_replaces_its_rows_and_leaves_the_others(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    merge_results(file, [row("mle_best", cider=0.5), row(cider=0.6)])
-    merged = merge_results(file, [row("mle_best", cider=0.7), row(seed=1), row(decoding="beam")])
-    assert [(r.label, r.decoding, r.seed, r.metrics["cider_d"]) for r in merged] == [
-        ("mle_best", "greedy", 0, 0.7),
-        ("scst", "greedy", 0, 0.6),
-        ("scst", "greedy", 1, 0.9),
-        ("scst", "beam", 0, 0.9),
+    replace_split(file, "test", [row("mle_best", cider=0.5), row(cider=0.6), row(decoding="beam")])
+    replace_split(file, "dev", [row(split="dev", cider=0.4)])
+    merged = replace_split(file, "test", [row("mle_best", cider=0.7), row(seed=1)])
+    assert [(r.label, r.split, r.decoding, r.seed, r.metrics["cider_d"]) for r in merged] == [
+        ("scst", "dev", "greedy", 0, 0.4),
+        ("mle_best", "test", "greedy", 0, 0.7),
+        ("scst", "test", "greedy", 1, 0.9),
     ]
     assert read_results(file) == merged
 
 
-def _merge(file: Path, seed: int) -> None:
-    merge_results(file, [row(seed=seed)])
+def _replace(file: Path, number: int) -> None:
+    replace_split(file, f"split-{number}", [row(split=f"split-{number}", seed=number)])
 
 
-def test_seeds_that_finish_together_all_keep_their_row(tmp_path: Path) -> None:
+def test_jobs_that_finish_together_all_keep_their_rows(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     with multiprocessing.get_context("fork").Pool(4) as pool:
-        pool.starmap(_merge, [(file, seed) for seed in range(16)])
+        pool.starmap(_replace, [(file, number) for number in range(16)])
     assert sorted(r.seed for r in read_results(file)) == list(range(16))
 
 

@@ -226,6 +226,16 @@ def test_a_frozen_lm_gets_no_gradient_and_the_mapping_does(make_captioner: MakeC
     assert all(p.grad is not None and bool(p.grad.any()) for p in captioner.mapping.parameters())
 
 
+def test_a_prefix_that_leaves_no_room_for_captions_is_refused() -> None:
+    lm = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 30}
+    fits = CaptionerRecipe(lm_config=lm, max_length=14, grid_size=4)
+    new_captioner(fits, (81, 8), {"a": ["a dog runs"]}, seed=0)
+    with pytest.raises(RecipeError, match=r"captioner.lm_config = .* has 30 positions, a prefix of 16 and 15 tokens"):
+        new_captioner(fits.model_copy(update={"max_length": 15}), (81, 8), {"a": ["a dog runs"]}, seed=0)
+    with pytest.raises(RecipeError, match="a prefix of 81"):
+        new_captioner(fits.model_copy(update={"grid_size": None}), (81, 8), {"a": ["a dog runs"]}, seed=0)
+
+
 @pytest.mark.parametrize(
     ("features", "shape"),
     [("grid", (2, 4, 9)), ("grid", (2, 8)), ("pooled", (2, 7)), ("pooled", (2, 4, 8))],

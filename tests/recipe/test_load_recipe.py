@@ -93,7 +93,7 @@ def test_overrides_reach_into_mappings_and_into_sections_that_are_not_there() ->
         ("mle.ema=1", "mle.ema", 1, "less than 1"),
         ("captioner.lm_tuning=lorra", "captioner.lm_tuning", "lorra", "'full' or 'frozen'"),
         ("scst.baseline=critic", "scst.baseline", "critic", "'greedy', 'leave_one_out' or 'mean'"),
-        ("data.web_share=1.2", "data.web_share", 1.2, "less than or equal to 1"),
+        ("data.web_share=1.2", "data.web_share", 1.2, "less than 1"),
         ("stages=[mle, scts]", "stages.1", "scts", "'scst'"),
         ("stages=[]", "stages", [], "at least 1"),
         ("seeds=[1, x]", "seeds.1", "x", "valid integer"),
@@ -183,6 +183,44 @@ def test_files_that_hold_no_recipe_are_named(tmp_path: Path, content: bytes) -> 
     with pytest.raises(RecipeError) as error:
         load_recipe(str(file), environ={})
     assert (error.value.key, error.value.value) == ("recipe", str(file))
+
+
+def test_a_weight_on_the_command_line_adds_a_component() -> None:
+    recipe = load_recipe("scenes", ["rewards.clip.weight=0.1"], {})
+    assert {name: reward.weight for name, reward in recipe.rewards.items()} == {"cider": 1.0, "clip": 0.1}
+    assert list(load_recipe("scenes", ["rewards={clip: {}}"], {}).rewards) == ["clip"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("stages=[scst, mle]",), r"each once, in this order: mle, scst"),
+        (("stages=[mle, mle]",), r"each once"),
+        (("evaluate.split=dev", "data.splits=[train, test]"), r"evaluate.split = 'dev', but data.splits"),
+        (("evaluate.split=dev", "data.scenes.num_dev=0"), r"data.scenes.num_dev = 0"),
+        (("data.splits=[val]",), r"data.splits"),
+        (("seeds=[-1]",), r"seeds"),
+        (("data.web_share=1",), r"data.web_share"),
+        (("data.num_labeled=100", "rewards.clip.weight=1"), r"data.web_share=0.5"),
+        (("data.labeled_fraction=0.1", "rewards={self_retrieval: {}}"), r"data.web_share=0.5"),
+        (("data.num_labeled=100", "features.encoder=clip.reward"), r"data.web_share=0.5"),
+        (("clip.reward=null", "rewards={self_retrieval: {}}"), r"rewards.self_retrieval needs clip.reward"),
+        (("features.kind=pooled", "captioner.mapping=mlp", "mle.flip=true"), r"mle.flip need"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_starts(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("scenes", overrides, {})
+
+
+def test_a_clip_that_saw_other_captions_may_reward_images_without_labels() -> None:
+    for overrides in (
+        ["data.num_labeled=100", "rewards.clip.weight=1", "data.web_share=0.5"],
+        ["data.num_labeled=100", "rewards.clip.weight=1", "clip.reward.pretrained=/w.pt"],
+        ["data.labeled_fraction=1.0", "rewards.clip.weight=1"],
+        ["data.num_labeled=100"],
+    ):
+        load_recipe("scenes", overrides, {})
 
 
 @pytest.mark.parametrize("override", ["scst.steps=true", "mle.lr=false", "seeds=[0, true]", "name=true"])

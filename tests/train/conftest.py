@@ -109,6 +109,9 @@ class ThreadGroup:
     def sum_values(self, values: list[float]) -> list[float]:
         return [sum(parts) for parts in zip(*self._all(values), strict=True)]
 
+    def gather_texts(self, text: str) -> list[str]:
+        return self._all(text)
+
 
 @pytest.fixture(scope="session")
 def on_ranks() -> Callable[..., list[Any]]:

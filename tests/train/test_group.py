@@ -31,6 +31,7 @@ if rank:  # a rank whose leases used a parameter that the other's did not
 group.sum_gradients(module.parameters())
 found = {name: None if p.grad is None else p.grad.tolist() for name, p in module.items()}
 found["numbers"] = group.sum_values([0.1 + rank, 2.0**-40, 1e300 * rank])
+found["texts"] = group.gather_texts(f"of {rank}")
 found["who"] = [group.rank, group.size]
 open(out, "w").write(json.dumps(found))
 dist.destroy_process_group()

@@ -288,6 +288,24 @@ def test_images_without_reward_leave_the_loss_and_are_counted(make_captioner: Ma
     assert_close(gradients(learner.captioner), gradients(other.captioner), atol=1e-6)
 
 
+def test_a_rank_whose_leases_were_all_set_aside_learns_with_the_others(
+    make_captioner: MakeCaptioner, tiny: TinyData, on_ranks: Any
+) -> None:
+    recipe = recipe_of()
+    alone, *together = (make_captioner(seed=3) for _ in range(3))
+    rollouts = roll_out(alone, tiny.grid, recipe, {"length": Length()})
+    expected = Learner(alone, tiny.grid, recipe, {"length": 1.0}).update(rollouts)
+    first, second = on_ranks(
+        2,
+        lambda group: Learner(together[group.rank], tiny.grid, recipe, {"length": 1.0}, group).update(
+            [] if group.rank else rollouts
+        ),
+    )
+    assert_close(gradients(together[1]), gradients(alone), atol=1e-6)
+    assert first["reward/length/sampled"] == second["reward/length/sampled"] == expected["reward/length/sampled"]
+    assert Learner(alone, tiny.grid, recipe, {"length": 1.0}).update([])["pg_loss"] == 0
+
+
 def test_a_step_without_any_reward_changes_nothing(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
     learner = Learner(make_captioner(seed=3), tiny.grid, recipe_of(), {"silent": 1.0})
     before = {name: p.detach().clone() for name, p in learner.captioner.named_parameters()}
@@ -339,6 +357,10 @@ def test_ranks_learn_together_what_one_learns(
     for captioner, values in zip(together, answers, strict=True):
         assert_close(gradients(captioner), gradients(alone), atol=1e-5)
         assert values["pg_loss"] == pytest.approx(expected["pg_loss"], abs=1e-5)
+        figures = {k: v for k, v in expected.items() if k.startswith("reward/") or k in ("length", "finished_share")}
+        assert {k: values[k] for k in figures} == pytest.approx(figures, rel=1e-9), (
+            "every rank knows all ranks' figures"
+        )
         assert values["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
         for name, value in captioner.state_dict().items():
             assert torch.equal(value, together[0].state_dict()[name]), f"the ranks' {name} drifted apart"

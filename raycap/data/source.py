@@ -1,0 +1,34 @@
+"""What lies in a data set's folder, as a few words: whether it changed since it was prepared."""
+
+from __future__ import annotations
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+
+from raycap.data.images import SUFFIXES
+
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
+
+
+def describe_source(root: Path) -> dict[str, str]:
+    """Number and hash of the pictures (by name and size) and of the tables and captions (by content) below `root`.
+
+    Times of change do not count: a copy of a data set is the same data set. Hidden files do not either.
+    """
+    pictures, tables = blake2b(digest_size=8), blake2b(digest_size=8)
+    counts = {"pictures": 0, "tables": 0}
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in sorted(file for file in files if not file.startswith(".")):
+            suffix = os.path.splitext(name)[1].lower()
+            path = os.path.join(folder, name)
+            line = os.fsencode(os.path.relpath(path, root))
+            if suffix in SUFFIXES:
+                counts["pictures"] += 1
+                pictures.update(line + f"\0{os.stat(path).st_size}\n".encode())
+            elif suffix in TABLES:
+                counts["tables"] += 1
+                tables.update(line + b"\0" + blake2b(Path(path).read_bytes(), digest_size=8).digest())
+    found = {"pictures": pictures, "tables": tables}
+    return {kind: f"{counts[kind]} files, {state.hexdigest()}" for kind, state in found.items()}
