@@ -147,7 +147,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lm")
     tokenizer = HFTokenizer.train_bpe(["a red dog runs", "two cats sleep there"], vocab_size=270)
     config = AutoConfig.for_model(
-        "gpt2", n_embd=16, n_layer=1, n_head=2, n_positions=32, vocab_size=tokenizer.vocab_size, bos_token_id=1,
+        "gpt2", n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=tokenizer.vocab_size, bos_token_id=1,
         eos_token_id=1,
     )  # fmt: skip
     torch.manual_seed(1)
