@@ -15,11 +15,13 @@ from raycap.data.features import FeatureStore
 from raycap.errors import RaycapError
 from raycap.models.checkpoint import load_captioner
 from raycap.recipe import Recipe
+from raycap.rewards.mix import Mix
 from raycap.train.learner import Learner
 from raycap.train.optimizing import Group
 from raycap.train.resuming import load_training_state, same_step
 from raycap.train.scst import finish_step, look, summary
-from raycap.train.validation import BestKeeper, Validator
+from raycap.train.steering import Steering
+from raycap.train.validation import Validator
 
 
 def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: exchange (handle), recipe, seed, device; start, features, folder (paths as strings); select_references;
-            reward_weights; about.
+            about.
     """
     import ray
 
@@ -38,9 +40,10 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     features = FeatureStore.open(Path(config["features"]))
     captioner = load_captioner(Path(config["start"])).to(on(config["device"]))
     validator = Validator(config["select_references"], features, max_length=recipe.captioner.max_length)
-    learner = Learner(captioner, features, recipe.scst, config["reward_weights"], group, seed=config["seed"])
-    keeper = BestKeeper(recipe.scst.collapse_share)
-    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, keeper)
+    mix = Mix(recipe.rewards, recipe.scst.steps)
+    learner = Learner(captioner, features, recipe.scst, mix, group, seed=config["seed"])
+    steering = Steering(mix, recipe.scst.collapse_share)
+    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     same_step(group, learner.step)
     started = time.perf_counter()
     error: RaycapError | None = None
@@ -50,7 +53,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         _publish(exchange, learner)
         if learner.step == 0:
             try:
-                look(learner, validator, keeper, journal)
+                look(learner, validator, steering, journal)
             except RaycapError as raised:
                 error = raised
     learner.incarnation = int(group.sum_values([float(learner.incarnation) if group.rank == 0 else 0.0])[0])
@@ -64,12 +67,12 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
             _publish(exchange, learner)
             values |= {"seconds/wait": waited, "seconds/learn": learned, **_lag(rollouts, learner.step - 1)}
             try:
-                finish_step(learner, values, validator, keeper, journal, seconds + time.perf_counter() - started)
+                finish_step(learner, values, validator, steering, journal, seconds + time.perf_counter() - started)
             except RaycapError as raised:  # told to all ranks at the next take
                 error = raised
     _together(group, error)  # the last look's
     seconds += time.perf_counter() - started
-    return summary(learner, keeper, seconds)
+    return summary(learner, steering.keeper, seconds)
 
 
 def _together(group: Group, error: RaycapError | None) -> None:

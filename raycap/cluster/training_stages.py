@@ -162,7 +162,6 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         "features": str(run.path("features", seed) / "captioner"),
         "folder": str(folder),
         "select_references": run.select_references(run.dataset),
-        "reward_weights": {name: reward.weight for name, reward in recipe.rewards.items()},
         "about": run.about("scst", seed),
     }
     if run.device == "cuda":

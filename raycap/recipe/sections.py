@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -151,8 +151,29 @@ class MLEContinuedRecipe(Section):
     steps: int | None = Field(None, ge=1, description="learner steps; as many seconds as SCST took when null")
 
 
+class ScheduleRecipe(Section):
+    kind: Literal["linear", "step", "plateau"] = Field(..., description="how the weight moves")
+    to: float | None = Field(None, description="linear, plateau: the weight it moves to")
+    start: int = Field(0, ge=0, description="linear: the step at which it begins to move")
+    end: int | None = Field(None, ge=1, description="linear: the step at which it has arrived; the last one when null")
+    at: dict[Annotated[int, Field(ge=0)], float] = Field({}, description="step: the weight from each step on")
+    patience: Positive = Field(3, description="plateau: looks at `select` without a better CIDEr-D before it moves")
+    min_gain: float = Field(0.0, ge=0, description="plateau: what counts as better")
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleRecipe:
+        if self.kind == "step" and not self.at:
+            raise ValueError("kind: step needs `at`, such as {100: 0.5}")
+        if self.kind != "step" and self.to is None:
+            raise ValueError(f"kind: {self.kind} needs `to`, the weight it moves to")
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"end = {self.end} must come after start = {self.start}")
+        return self
+
+
 class RewardRecipe(Section):
     weight: float = Field(1.0, description="w_c in A = Σ w_c (r_c − baseline_c)")
+    schedule: ScheduleRecipe | None = Field(None, description="moves the weight from there; it stays when null")
     source: str = Field("", description="package.module:ClassName of your own component; empty for a built-in one")
     options: dict[str, Any] = Field({}, description="keyword arguments of the component")
     workers: Positive = Field(1, description="actors in its pool")

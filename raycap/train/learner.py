@@ -17,6 +17,7 @@ from raycap.errors import WorkFailed
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import snapshot
 from raycap.recipe import SCSTRecipe
+from raycap.rewards.mix import Mix
 from raycap.rl.advantages import Advantages, combine
 from raycap.rl.diagnostics import ratio_diagnostics
 from raycap.rl.losses import denominator_of, importance_weights, policy_gradient_loss
@@ -33,7 +34,7 @@ class Learner:
 
     Args:
         captioner: the policy, trained in place.
-        weights: of the reward components.
+        weights: of the reward components, constant or a `Mix`.
         group: the ranks that learn together; each `update` gets this rank's leases.
         seed: of the run: the captioner sees the views that generated the captions.
     """
@@ -43,13 +44,14 @@ class Learner:
         captioner: PrefixCaptioner,
         features: FeatureStore,
         recipe: SCSTRecipe,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] | Mix,
         group: Group | None = None,
         *,
         seed: int = 0,
     ) -> None:
         self.seed = seed
-        self.captioner, self.features, self.recipe, self.weights = captioner.eval(), features, recipe, dict(weights)
+        self.captioner, self.features, self.recipe = captioner.eval(), features, recipe
+        self.mix = weights if isinstance(weights, Mix) else Mix.constant(weights)
         self.group = group or Alone()
         self.step, self.incarnation = 0, 0
         self.parameters = [p for p in captioner.parameters() if p.requires_grad]
@@ -72,7 +74,8 @@ class Learner:
             WorkFailed: the gradient is not finite; nothing was changed.
         """
         recipe = self.recipe
-        mixed = [combine(r.scores, self.weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts]
+        weights = self._weights()
+        mixed = [combine(r.scores, weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts]
         batches = [self._batch(r, a) for r, a in zip(rollouts, mixed, strict=True)]
         counts = [denominator_of(recipe.normalize, mask) for _, mask, _, _ in batches]
         denominator = self.group.sum_values([sum(counts)])[0]
@@ -93,8 +96,17 @@ class Learner:
             "grad_norm": norm,
             "lr": self.optimizer.param_groups[0]["lr"],
             **_mean_of(diagnostics),
-            **_reward_figures(rollouts, mixed, list(self.weights), self.group),
+            **_reward_figures(rollouts, mixed, self.mix.names, self.group),
+            **{f"reward/{name}/weight": weight for name, weight in weights.items()},
         }
+
+    def _weights(self) -> dict[str, float]:
+        """Weights of this step; what hangs on `select` is known to rank 0, which alone looks at it."""
+        mine = self.mix.at(self.step)
+        if not self.mix.has_state:
+            return mine
+        values = self.group.sum_values(list(mine.values()) if self.group.rank == 0 else [0.0] * len(mine))
+        return dict(zip(mine, values, strict=True))
 
     def _batch(self, rollout: Rollouts, advantages: Advantages) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens, loss mask, behavior log-probabilities and advantages of the images that some component applies to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -11,23 +11,29 @@ from raycap.models.checkpoint import load_captioner
 from raycap.models.prefix import PrefixCaptioner
 from raycap.train.journal import Journal
 from raycap.train.optimizing import Average, Group
-from raycap.train.validation import BestKeeper
+
+
+class Stateful(Protocol):
+    """What a loop remembers of its looks at `select`."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> None: ...
 
 
 def training_state(
-    optimizer: torch.optim.Optimizer, average: Average, keeper: BestKeeper, seconds: float
+    optimizer: torch.optim.Optimizer, average: Average, looks: Stateful, seconds: float
 ) -> dict[str, Any]:
-    """Optimizer, averaged weights, best look, seconds so far; order and randomness hang on the step, without state."""
+    """Optimizer, averaged weights, what the looks left, seconds so far. Order and randomness hang on the step alone."""
     return {
         "optimizer": optimizer.state_dict(),
         "average": average.state_dict(),
-        "keeper": keeper.state_dict(),
+        "looks": looks.state_dict(),
         "seconds": seconds,
     }
 
 
 def load_training_state(
-    journal: Journal, captioner: PrefixCaptioner, optimizer: torch.optim.Optimizer, average: Average, keeper: BestKeeper
+    journal: Journal, captioner: PrefixCaptioner, optimizer: torch.optim.Optimizer, average: Average, looks: Stateful
 ) -> tuple[int, float]:
     """Go on from the journal's newest checkpoint when there is one: (steps done, seconds spent)."""
     found = journal.restore()
@@ -41,7 +47,7 @@ def load_training_state(
             value.copy_(stored[name])
     optimizer.load_state_dict(state["optimizer"])
     average.load_state_dict(state["average"])
-    keeper.load_state_dict(state["keeper"])
+    looks.load_state_dict(state["looks"])
     return int(state["step"]), float(state["seconds"])
 
 

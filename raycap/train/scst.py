@@ -18,10 +18,12 @@ from raycap.decoding.sample import generate
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, SCSTRecipe
 from raycap.rewards.contract import Component, score_generation
+from raycap.rewards.mix import Mix
 from raycap.train.journal import Journal
 from raycap.train.learner import Learner, seen_by
 from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, training_state
+from raycap.train.steering import Steering
 from raycap.train.validation import BestKeeper, Validator
 from raycap.types import Generation, Lease, Rollouts
 
@@ -31,7 +33,7 @@ def train_scst(
     schedule: PromptSchedule,
     features: FeatureStore,
     components: Mapping[str, Component],
-    weights: Mapping[str, float],
+    weights: Mapping[str, float] | Mix,
     validator: Validator,
     recipe: SCSTRecipe,
     cluster: ClusterRecipe,
@@ -42,14 +44,18 @@ def train_scst(
 ) -> dict[str, Any]:
     """Train for `recipe.steps` steps from the captioner's present weights.
 
+    Args:
+        components: the reward by name; `weights` has the same names.
+
     Returns:
         best_cider, best_step, start_cider, steps, seconds.
     """
-    learner, keeper = Learner(captioner, features, recipe, weights, seed=seed), BestKeeper(recipe.collapse_share)
-    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, keeper)
+    learner = Learner(captioner, features, recipe, weights, seed=seed)
+    steering = Steering(learner.mix, recipe.collapse_share)
+    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     started = time.perf_counter()
     if learner.step == 0:
-        look(learner, validator, keeper, journal)
+        look(learner, validator, steering, journal)
     while learner.step < recipe.steps:
         rollouts = []
         torch.set_num_threads(cluster.rollout_threads)
@@ -60,9 +66,9 @@ def train_scst(
         torch.set_num_threads(cluster.learner_threads)
         values = learner.update(rollouts)
         elapsed = seconds + time.perf_counter() - started
-        finish_step(learner, values, validator, keeper, journal, elapsed)
+        finish_step(learner, values, validator, steering, journal, elapsed)
     seconds += time.perf_counter() - started
-    return summary(learner, keeper, seconds)
+    return summary(learner, steering.keeper, seconds)
 
 
 def generate_lease(
@@ -86,20 +92,21 @@ def finish_step(
     learner: Learner,
     values: Mapping[str, Any],
     validator: Validator,
-    keeper: BestKeeper,
+    steering: Steering,
     journal: Journal,
     elapsed: float,
 ) -> None:
     """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case."""
     recipe, seen = learner.recipe, {}
+    steering.watch.observe(values)
     due = learner.step % recipe.select_every == 0 or learner.step == recipe.steps
     if due:
-        seen = look(learner, validator, keeper, journal)
+        seen = look(learner, validator, steering, journal)
     if learner.step == 1 and (warning := far_below_greedy(recipe, values)):
-        seen["warning"] = warning
+        seen["warning"] = "; ".join(filter(None, [warning, seen.get("warning", "")]))
     journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
     if due:
-        state = training_state(learner.optimizer, learner.average, keeper, elapsed)
+        state = training_state(learner.optimizer, learner.average, steering, elapsed)
         journal.save(learner.step, learner.captioner, state)
 
 
@@ -125,18 +132,18 @@ def far_below_greedy(recipe: SCSTRecipe, values: Mapping[str, Any]) -> str:
     return ""
 
 
-def look(learner: Learner, validator: Validator, keeper: BestKeeper, journal: Journal) -> dict[str, Any]:
-    """Greedy CIDEr-D on `select` with the averaged weights; the best captioner so far is kept.
+def look(learner: Learner, validator: Validator, steering: Steering, journal: Journal) -> dict[str, Any]:
+    """Greedy captions of `select` with the averaged weights; the best captioner so far is kept.
 
     Raises:
         Collapsed: see `BestKeeper.look`.
     """
     with learner.average.applied():
-        cider = validator.cider(learner.captioner)
-        best = keeper.look(cider, learner.step)
+        figures = validator.figures(learner.captioner)
+        best, record = steering.look(learner.step, figures)
         if best:
-            journal.save_best(learner.captioner, {"step": learner.step, "select_cider": cider})
-    return {"select_cider": cider, "best": best}
+            journal.save_best(learner.captioner, {"step": learner.step, "select_cider": figures["select_cider"]})
+    return record
 
 
 def summary(learner: Learner, keeper: BestKeeper, seconds: float) -> dict[str, Any]:

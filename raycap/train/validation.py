@@ -13,6 +13,7 @@ from raycap.decoding.sample import generate
 from raycap.errors import Collapsed
 from raycap.metrics.cider import cider_d_corpus
 from raycap.metrics.ptb import tokenize
+from raycap.metrics.surface import bad_ending_rate, mean_length, mean_repetition
 from raycap.models.prefix import PrefixCaptioner
 from raycap.rl.losses import cross_entropy
 from raycap.train.labelled import LabelledSet
@@ -64,11 +65,21 @@ class Validator:
 
     def cider(self, captioner: PrefixCaptioner) -> float:
         """Greedy CIDEr-D (as coco-caption prints it), document frequencies from `select`'s own references."""
-        captions = greedy_captions(
+        return self.figures(captioner)["select_cider"]
+
+    def figures(self, captioner: PrefixCaptioner) -> dict[str, float]:
+        """What the greedy captions are like: CIDEr-D, length in words, shares of bad endings and repeated bigrams."""
+        made = greedy_captions(
             captioner, self.features, self.image_ids, max_length=self.max_length, batch_size=self.batch_size
         )
-        corpus, _ = cider_d_corpus([tokenize(captions[i]) for i in self.image_ids], self._tokenized)
-        return float(corpus)
+        captions = [tokenize(made[image_id]) for image_id in self.image_ids]
+        corpus, _ = cider_d_corpus(captions, self._tokenized)
+        return {
+            "select_cider": float(corpus),
+            "select_length": mean_length(captions),
+            "select_bad_endings": bad_ending_rate(captions),
+            "select_repetition": mean_repetition(captions),
+        }
 
     @torch.no_grad()
     def xe_loss(self, captioner: PrefixCaptioner) -> float:

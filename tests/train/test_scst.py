@@ -16,7 +16,8 @@ from raycap.errors import Collapsed, RewardError
 from raycap.models.checkpoint import load_captioner, read_about
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import WordTokenizer
-from raycap.recipe import ClusterRecipe, SCSTRecipe
+from raycap.recipe import ClusterRecipe, RewardRecipe, SCSTRecipe
+from raycap.rewards.mix import Mix
 from raycap.train.journal import FolderJournal, Journal, read_log
 from raycap.train.prompts import PromptSchedule
 from raycap.train.scst import far_below_greedy, generate_lease, train_scst
@@ -46,8 +47,8 @@ class Scripted:
     def __init__(self, *looks: float) -> None:
         self.looks: Iterator[float] = iter(looks)
 
-    def cider(self, captioner: PrefixCaptioner) -> float:
-        return next(self.looks)
+    def figures(self, captioner: PrefixCaptioner) -> dict[str, float]:
+        return {"select_cider": next(self.looks)}
 
 
 Train = Callable[..., dict[str, Any]]
@@ -55,11 +56,11 @@ Train = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterRecipe) -> Train:
-    """train(journal, captioner=new, component=Bandit(), looks=None, max_length=6, seed=0, **recipe)."""
+    """train(journal, captioner=new, component=Bandit(), looks=None, max_length=6, seed=0, reward={}, **recipe)."""
 
     def run(
         journal: Journal, captioner: PrefixCaptioner | None = None, component: Any = None, looks: Any = None,
-        max_length: int = 6, seed: int = 0, **given: Any,
+        max_length: int = 6, seed: int = 0, reward: Any = None, **given: Any,
     ) -> dict[str, Any]:  # fmt: skip
         values = {"steps": 6, "batch_size": 6, "lease_size": 4, "num_samples": 3, "lr": 1e-3, "select_every": 2}
         recipe = SCSTRecipe(**{**values, "collapse_share": 0, **given})
@@ -68,9 +69,10 @@ def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterReci
             list(tiny.captions), batch_size=recipe.batch_size, lease_size=recipe.lease_size, seed=seed
         )
         validator: Any = looks or Validator(dict.fromkeys(tiny.select, ("one two", "three")), tiny.grid, max_length=6)
+        mix = Mix({"bandit": RewardRecipe(**(reward or {}))}, recipe.steps)
         return train_scst(
-            captioner, schedule, tiny.grid, {"bandit": component or Bandit()}, {"bandit": 1.0}, validator, recipe,
-            one_thread, max_length=max_length, seed=seed, journal=journal,
+            captioner, schedule, tiny.grid, {"bandit": component or Bandit()}, mix, validator, recipe, one_thread,
+            max_length=max_length, seed=seed, journal=journal,
         )  # fmt: skip
 
     return run
@@ -128,6 +130,47 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_by_bit(
     start = load_captioner(tmp_path / "whole" / "best").state_dict()
     moved = load_captioner(tmp_path / "whole" / "checkpoints" / "step-000006").state_dict()
     assert any(not torch.equal(start[name], moved[name]) for name in start)
+
+
+@pytest.mark.parametrize("at", [3, 5])
+@pytest.mark.parametrize(
+    "schedule", [{"kind": "linear", "to": 0.0}, {"kind": "plateau", "to": 0.25, "patience": 1, "min_gain": 9.0}]
+)
+def test_scheduled_weights_and_the_watch_survive_an_interruption(
+    train: Train, tmp_path: Path, interrupted: Any, assert_same_run: Any, at: int, schedule: dict[str, Any]
+) -> None:
+    reward = {"weight": 1.0, "schedule": schedule}
+    train(FolderJournal(tmp_path / "whole"), reward=reward, select_every=1)
+    interrupted(lambda journal: train(journal, reward=reward, select_every=1), tmp_path / "cut", at=at)
+    train(FolderJournal(tmp_path / "cut"), reward=reward, select_every=1)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    weights = [record["reward/bandit/weight"] for record in steps(tmp_path / "cut")]
+    if schedule["kind"] == "linear":
+        assert weights == pytest.approx([1 - step / 6 for step in range(6)])
+    else:  # the look before the first step sets the mark, the one after it finds nothing better
+        assert weights == [1.0, *[0.25] * 5]
+        assert [r["weights_switched"] for r in steps(tmp_path / "cut") if "weights_switched" in r] == [{"bandit": 0.25}]
+
+
+def test_a_weight_of_0_teaches_nothing(train: Train, tmp_path: Path) -> None:
+    train(FolderJournal(tmp_path), reward={"weight": 0.0})
+    assert [record["grad_norm"] for record in steps(tmp_path)] == [0.0] * 6
+
+
+def test_a_reward_that_climbs_while_select_falls_is_warned_of(train: Train, tmp_path: Path) -> None:
+    class Climbing(Bandit):
+        """Worth more every time it is asked."""
+
+        asked = 0.0
+
+        def worth(self, image_id: str, caption: str) -> float:
+            self.asked += 0.01
+            return self.asked
+
+    looks = Scripted(0.9, 0.9, 0.9, 0.8, 0.7, 0.6, 0.5)
+    train(FolderJournal(tmp_path), component=Climbing(), looks=looks, select_every=1, baseline="leave_one_out")
+    warnings = [record["step"] for record in steps(tmp_path) if "climbed" in record.get("warning", "")]
+    assert warnings == [4]
 
 
 def test_a_broken_newest_checkpoint_costs_its_steps_and_nothing_else(

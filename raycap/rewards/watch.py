@@ -1,0 +1,73 @@
+"""The reward-hacking watch: a component climbs while held-out captions get worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FALL = 0.03  # of its value: what counts as the fall of a held-out figure that should rise
+RISE = 0.02  # of its value: what counts as a component's climb
+POINT = 0.01  # a share that should be low counts as worse from this on
+
+
+class HackingWatch:
+    """Says when a component climbs on training images while held-out captions get worse.
+
+    Both are compared with `window` looks ago, so that the noise of one look says nothing.
+
+    Held-out figures are those of the greedy captions of `select`: `select_cider` should rise, `select_bad_endings` and
+    `select_repetition` should stay low, `select_length` should stay within a quarter of its first value.
+    """
+
+    def __init__(self, window: int = 3) -> None:
+        self.window = window
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._looks: list[dict[str, float]] = []
+        self._said: set[str] = set()
+
+    def observe(self, values: Mapping[str, Any]) -> None:
+        """The log values of one step."""
+        for key, value in values.items():
+            if key.startswith("reward/") and key.endswith("/sampled"):
+                self._sums[key] = self._sums.get(key, 0.0) + float(value)
+                self._counts[key] = self._counts.get(key, 0) + 1
+
+    def look(self, held_out: Mapping[str, float]) -> list[str]:
+        """Figures of a look at `select`; what is to be said, each finding once until it is over."""
+        means = {key: self._sums[key] / self._counts[key] for key in self._sums}
+        self._sums, self._counts = {}, {}
+        self._looks = [*self._looks, {**means, **held_out}][-(self.window + 1) :]
+        if len(self._looks) <= self.window:
+            return []
+        then, now = self._looks[0], self._looks[-1]
+        climbing = [k for k in means if k in then and now[k] - then[k] > RISE * max(abs(then[k]), 1e-6)]
+        worse = [key for key in held_out if key in then and _worse(key, then[key], now[key])]
+        found = {f"{component} {figure}": (component, figure) for component in climbing for figure in worse}
+        fresh = [key for key in found if key not in self._said]
+        self._said = set(found)
+        return [_sentence(*found[key], then, now, self.window) for key in fresh]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Taken right after a look, when nothing is summed up yet."""
+        return {"looks": [dict(look) for look in self._looks], "said": sorted(self._said)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._looks, self._said = [dict(look) for look in state["looks"]], set(state["said"])
+
+
+def _worse(figure: str, then: float, now: float) -> bool:
+    if figure in ("select_bad_endings", "select_repetition"):
+        return now - then >= POINT
+    if figure == "select_length":
+        return abs(now - then) > 0.25 * then
+    return then - now > FALL * abs(then)
+
+
+def _sentence(component: str, figure: str, then: Mapping[str, float], now: Mapping[str, float], looks: int) -> str:
+    name = component.split("/")[1]
+    climb = f"{then[component]:.3f} to {now[component]:.3f}"
+    return (f"over {looks} looks the reward {name} climbed from {climb} on training images "
+            f"while {figure} went from {then[figure]:.3f} to {now[figure]:.3f}: it may be exploited, or the "
+            f"images learned by heart; lower its weight, add a brake (length, repetition, bad_ending), or stop here "
+            "(the best checkpoint is kept)")  # fmt: skip

@@ -1,0 +1,71 @@
+"""The reward-hacking watch: what it says, what it keeps quiet about, and that a resume does not repeat it."""
+
+from __future__ import annotations
+
+from raycap.rewards.watch import HackingWatch
+
+GOOD = {"select_cider": 0.8, "select_length": 10.0, "select_bad_endings": 0.0, "select_repetition": 0.02}
+
+
+def run(watch: HackingWatch, rewards: list[float], figures: list[dict[str, float]]) -> list[list[str]]:
+    said = []
+    for reward, held_out in zip(rewards, figures, strict=True):
+        for step in (-0.01, 0.01):  # the mean of the steps between two looks counts
+            watch.observe({"reward/clip/sampled": reward + step, "pg_loss": 1.0})
+        said.append(watch.look({**GOOD, **held_out}))
+    return said
+
+
+def ciders(*values: float) -> list[dict[str, float]]:
+    return [{"select_cider": value} for value in values]
+
+
+def test_a_climb_while_select_falls_is_said_once() -> None:
+    said = run(HackingWatch(), [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], ciders(0.8, 0.8, 0.79, 0.7, 0.6, 0.5))
+    assert [len(sentences) for sentences in said] == [0, 0, 0, 1, 0, 0]
+    assert "clip climbed from 0.500 to 0.800" in said[3][0]
+    assert "select_cider went from 0.800 to 0.700" in said[3][0]
+
+
+def test_it_is_said_again_when_it_was_over_between() -> None:
+    rewards = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
+    said = run(HackingWatch(), rewards, ciders(0.8, 0.8, 0.8, 0.7, 0.9, 0.9, 0.9, 0.6))
+    assert [len(sentences) for sentences in said] == [0, 0, 0, 1, 0, 0, 0, 1]
+
+
+def test_both_rising_or_both_falling_is_no_news() -> None:
+    assert not any(run(HackingWatch(), [0.5, 0.6, 0.7, 0.8], ciders(0.5, 0.6, 0.7, 0.8)))
+    assert not any(run(HackingWatch(), [0.8, 0.7, 0.6, 0.5], ciders(0.8, 0.7, 0.6, 0.5)))
+    assert not any(run(HackingWatch(), [0.5, 0.5, 0.5, 0.5], ciders(0.8, 0.7, 0.6, 0.5)))
+
+
+def test_the_noise_of_a_look_is_no_news() -> None:
+    assert not any(run(HackingWatch(), [0.5, 0.6, 0.7, 0.8, 0.9], ciders(0.80, 0.70, 0.80, 0.79, 0.80)))
+
+
+def test_bad_endings_repetition_and_length_are_watched_too() -> None:
+    for figure, values in (
+        ("select_bad_endings", [0.0, 0.0, 0.01, 0.02]),
+        ("select_repetition", [0.02, 0.02, 0.03, 0.05]),
+        ("select_length", [10, 11, 12, 13]),
+        ("select_length", [10, 9, 8, 7]),
+    ):
+        said = run(HackingWatch(), [0.5, 0.6, 0.7, 0.8], [{figure: value} for value in values])
+        assert [len(sentences) for sentences in said] == [0, 0, 0, 1], figure
+        assert figure in said[3][0]
+
+
+def test_a_resumed_watch_remembers() -> None:
+    rewards, figures = [0.5, 0.6, 0.7, 0.8, 0.9], ciders(0.8, 0.8, 0.79, 0.7, 0.6)
+    for cut in range(5):
+        first, second = HackingWatch(), HackingWatch()
+        said = run(first, rewards[:cut], figures[:cut])
+        second.load_state_dict(first.state_dict())
+        assert [len(s) for s in said + run(second, rewards[cut:], figures[cut:])] == [0, 0, 0, 1, 0]
+
+
+def test_it_says_nothing_of_a_component_that_was_not_there_before() -> None:
+    watch = HackingWatch(window=1)
+    watch.look(GOOD)  # the look before the first step: no reward yet
+    watch.observe({"reward/clip/sampled": 0.9})
+    assert watch.look({**GOOD, "select_cider": 0.1}) == []
