@@ -9,5 +9,3 @@ _CHATTER = (
     "Setting up process group|Attempting to start training worker group|Started training worker group|world_rank="
 )
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _CHATTER)
-# Ray's C++ side writes remarks of its own between them too; what ends a job also comes as a Python exception.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
