@@ -59,6 +59,12 @@ class RolloutCrew:
                 except ray.exceptions.RayError as error:
                     self._replace(name, error)
 
+    def is_hopeless(self, delivered: int) -> bool:
+        """Count one more death, `delivered` leases into the run: whether nothing ever comes of starting others."""
+        self._in_a_row = 1 if delivered != self._delivered else self._in_a_row + 1
+        self._delivered = delivered
+        return self._in_a_row >= self.hopeless_after * self.size
+
     def _replace(self, name: str, error: Exception) -> None:
         import ray
 
@@ -69,9 +75,7 @@ class RolloutCrew:
         try:
             ray.get(self.exchange.worker_lost.remote(name))
             delivered = ray.get(self.exchange.status.remote())["counts"].get("delivered", 0)
-            self._in_a_row = 1 if delivered != self._delivered else self._in_a_row + 1
-            self._delivered = delivered
-            if self._in_a_row >= self.hopeless_after * self.size:
+            if self.is_hopeless(delivered):
                 fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the "
                                    f"last one of: {error}",
                                    key="cluster.rollout_workers", value=self.size)  # fmt: skip

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from raycap.cluster.features import extract_features
-from raycap.cluster.stages import LOOK_THROUGH_CLIP, Run, clip_identity, trained_clips
+from raycap.cluster.stages import Run, clip_identity, trained_clips
 from raycap.cluster.storage import data_root, fingerprint
 from raycap.cluster.tasks import all_cpus, cpu_share, gather, on, task
-from raycap.data.dataset import PreparedDataset
 from raycap.data.detect import import_dataset
 from raycap.data.input_report import InputReport
 from raycap.data.prepare import prepare
@@ -21,6 +20,7 @@ from raycap.data.scenes.dataset import draw_scenes
 from raycap.errors import DataError
 from raycap.models.encoders import build_encoder
 from raycap.recipe import FeaturesRecipe, Recipe
+from raycap.recipe.sections import THROUGH_CLIP
 from raycap.train.clip import train_clip
 from raycap.train.progress import Progress
 
@@ -49,7 +49,6 @@ def prepare_stage(run: Run, seed: int) -> dict[str, Any]:
     print(report.summary(), flush=True)
     counts = {split: len(dataset.ids(split)) for split in ("train", "dev", "test")}
     counts |= {"select": len(dataset.select_ids()), "labelled": len(run.labelled_ids(dataset))}
-    _check_sizes(run, dataset)
     return {"seconds": time.perf_counter() - started, "counts": counts, "report": report.to_json(),
             "dataset": dataset.fingerprint}  # fmt: skip
 
@@ -57,15 +56,15 @@ def prepare_stage(run: Run, seed: int) -> dict[str, Any]:
 FEW = 20
 
 
-def _check_sizes(run: Run, dataset: PreparedDataset) -> None:
+def check_sizes(run: Run) -> None:
     """Now and not after hours of training: are there captioned images to choose by, and to report on?
 
     Raises:
         DataError: the reported split has none; `select` has fewer than 2 (CIDEr-D of one image is 0, whatever it says).
     """
-    recipe = run.recipe
+    recipe, dataset = run.recipe, run.dataset
     training = {"mle", "scst", "mle_continued"} & set(recipe.stages)
-    sizes = {"select": len(dataset.select_ids())} if training else {}
+    sizes = {"select": len(run.select_references(dataset))} if training else {}
     if "evaluate" in recipe.stages:
         split = recipe.evaluate.split
         sizes[split] = len(dataset.select_ids()) if split == "select" else len(dataset.labelled(split))
@@ -152,8 +151,8 @@ def clip_embeddings(run: Run) -> Path | None:
 
 
 def asks_for_clip(recipe: Recipe) -> bool:
-    """Whether a reward component looks through `clip.reward`, or is one of the user's own, which may."""
-    asked = any(name in LOOK_THROUGH_CLIP or reward.source for name, reward in recipe.rewards.items())
+    """Whether a reward component looks through `clip.reward`, or is a critic or one of the user's own, which may."""
+    asked = any(name in (*THROUGH_CLIP, "critic") or reward.source for name, reward in recipe.rewards.items())
     return recipe.clip.reward is not None and asked
 
 

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str]) -> int:
                 job.wait(timeout=_STOP_S)
             job.kill()
             return 1
-        return _driver_status(address, job_id, environment) or status if status else 0
+        if status == 0:
+            return 0
+        return _driver_status(address, job_id, environment) or status
 
 
 def _driver_status(address: str, job_id: str, environment: Mapping[str, str]) -> int | None:

@@ -93,7 +93,7 @@ def extract_features(
             for row in made.iter_rows():
                 done += int(row["images"])
                 progress(done, len(images))
-        except Exception as error:
+        except ray.exceptions.RayError as error:
             raise _cause_of(error, folder) from error
     write_meta(folder, shape=shard_shape(folder, 0), shards=len(shards), source=source)
     return {"images": len(images), "there_before": there, "seconds": time.perf_counter() - started}

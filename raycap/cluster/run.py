@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from raycap.cluster.data_stages import asks_for_clip, clip_stage, features_stage, prepare_stage
+from raycap.cluster.data_stages import asks_for_clip, check_sizes, clip_stage, features_stage, prepare_stage
 from raycap.cluster.evaluate_stage import evaluate_stage
 from raycap.cluster.stages import Run, Stage, clip_identity, trained_clips
 from raycap.cluster.storage import check_places, working_in
@@ -98,6 +98,10 @@ def run_recipe(recipe: Recipe) -> Run:
     print(f"{recipe.name}: {run.folder}", flush=True)
     with working_in(run.folder), connected():
         check_rewards(recipe)
+        if todo[0][0] == "prepare":
+            _run_stage(run, *todo.pop(0))
+        if todo:
+            check_sizes(run)
         for name, seed in todo:
             _run_stage(run, name, seed)
     return run

@@ -20,10 +20,9 @@ from raycap.data.source import describe_source
 from raycap.errors import RecipeError
 from raycap.models.clip import shipped_config
 from raycap.recipe import Recipe
+from raycap.recipe.sections import THROUGH_CLIP
 
 CLIPS = ("reward", "judge")
-LOOK_THROUGH_CLIP = ("clip", "self_retrieval", "critic")
-"""Built-in reward components that ask for image embeddings under `clip.reward`."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Run:
         """What lies in the data set's folder now; {} for scenes, which are drawn."""
         if self.recipe.data.format == "scenes" or not self.recipe.data.root:
             return {}
-        return describe_source(data_root(self.recipe))
+        return describe_source(data_root(self.recipe), without=self.folder.parent)
 
     def results(self, stage: str, seed: int) -> dict[str, Any]:
         """What a finished stage left."""
@@ -138,7 +137,7 @@ class Run:
             "rollout": (recipe.cluster.rollout_gpus, recipe.cluster.rollout_workers),
         }
         for name, reward in recipe.rewards.items():
-            through_clip = name in LOOK_THROUGH_CLIP and not reward.source
+            through_clip = name in THROUGH_CLIP and not reward.source
             users[name] = (reward.num_gpus if reward.num_gpus is not None or through_clip else 0.0, reward.workers)
         return users
 

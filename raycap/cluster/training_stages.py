@@ -26,6 +26,7 @@ from raycap.models.build import new_captioner
 from raycap.models.checkpoint import load_captioner
 from raycap.models.grid import side_of
 from raycap.recipe import ClusterRecipe, Recipe
+from raycap.recipe.sections import WITH_REFERENCES
 from raycap.rewards.cider import write_document_frequency
 from raycap.rewards.context import ContextSpec
 from raycap.train.labelled import LabelledSet
@@ -169,13 +170,13 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
     pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
     try:
-        pools.wait_until_ready()
+        signatures = pools.wait_until_ready()
         with RolloutCrew(_rollout_starter(run, seed, pools), exchange, recipe.cluster.rollout_workers) as crew:
             with _shown(folder, "scst"):
                 results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
             status = ray.get(exchange.status.remote())
             ray.get(exchange.close.remote())
-            return {**results, "exchange": status, "workers_lost": crew.losses}
+            return {**results, "rewards": signatures, "exchange": status, "workers_lost": crew.losses}
     finally:
         for actor in [exchange, *(a for pool in pools.actors.values() for a in pool)]:
             ray.kill(actor)
@@ -205,7 +206,7 @@ def reward_context(run: Run, folder: Path) -> ContextSpec:
 def scst_schedule(run: Run, seed: int) -> PromptSchedule:
     """Prompts by step: labelled images where a reward needs references, all images of the captioner elsewhere."""
     recipe = run.recipe
-    needs_references = {"cider", "bleu", "rouge"} & set(recipe.rewards)
+    needs_references = set(WITH_REFERENCES) & set(recipe.rewards)
     ids = run.labelled_ids(run.dataset) if needs_references else run.dataset.captioner_ids()
     schedule = PromptSchedule(ids, batch_size=recipe.scst.batch_size, lease_size=recipe.scst.lease_size, seed=seed)
     leases = len(schedule.leases(0))

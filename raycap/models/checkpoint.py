@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from raycap.errors import CheckpointError
 from raycap.models.build import lm_from_pretrained, lm_from_scratch
+from raycap.models.loading import UNREADABLE
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig
 from raycap.models.tokenizer import load_tokenizer
 
@@ -134,7 +135,7 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
     captioner = PrefixCaptioner(config, lm, tokenizer)
     try:
         tensors = load_file(folder / WEIGHTS)
-    except Exception as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"cannot be read: {error}", key="checkpoint", value=str(folder / WEIGHTS),
                               remedy=_REMEDY) from error  # fmt: skip
     expected = _stored_names(captioner)

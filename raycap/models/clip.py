@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from raycap.errors import CheckpointError, RecipeError
+from raycap.models.loading import UNREADABLE
 from raycap.recipe import ClipModelRecipe
 
 WEIGHTS, ABOUT = "clip.pt", "clip.json"
@@ -110,7 +111,7 @@ def load_clip(
                           )  # fmt: skip
     try:
         built, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained, **(config or {}))
-    except Exception as error:
+    except UNREADABLE as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RecipeError(f"its weights cannot be loaded: {why}", key="clip.pretrained",
                           value=f"{model}/{pretrained}", remedy="give a local weights file, or run where the hub is "

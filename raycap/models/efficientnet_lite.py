@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raycap.errors import RecipeError
+from raycap.models.loading import UNREADABLE
 
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -54,7 +55,7 @@ def load_lite_weights(module: nn.Module, file: Path) -> None:
     depths = [len(stage) for stage in module.blocks]  # type: ignore[union-attr]
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except UNREADABLE as error:
         raise RecipeError(f"cannot be read: {type(error).__name__}: {str(error)[:200]}", key="features.weights",
                           value=str(file), remedy="install the package again") from error  # fmt: skip
     try:

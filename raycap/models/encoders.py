@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raycap.errors import RecipeError
 from raycap.models.clip import Clip, clip_of
 from raycap.models.efficientnet_lite import load_lite_weights, package_weights
+from raycap.models.loading import UNREADABLE
 from raycap.recipe import ClipModelRecipe, FeaturesRecipe
 
 
@@ -118,7 +119,7 @@ def _timm_model(model: str, weights: str, image_size: int | None) -> tuple[Any, 
         options["pretrained_cfg_overlay"] = {"file": weights}
     try:
         built = timm.create_model(model, pretrained=not package, num_classes=1000 if weights else 0, **options)
-    except Exception as error:
+    except UNREADABLE as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RecipeError(f"its weights cannot be loaded: {why}", key="features.weights",
                           value=weights or "timm", remedy="give a weights file or package:NAME, or run where the hub "

@@ -1,8 +1,7 @@
 """A grid of feature cells seen through a window: pooled to fewer cells, cropped, mirrored; each a small matrix.
 
 Cropping and mirroring the cells of a frozen encoder's output is the cheap relative of cropping and mirroring the
-photograph: the encoder need not run again. Training on such views is what keeps a captioner of a few thousand
-photographs from learning them by heart (docs/results.md).
+photograph: the encoder need not run again.
 """
 
 from __future__ import annotations

@@ -16,6 +16,12 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+THROUGH_CLIP = ("clip", "self_retrieval")
+"""Built-in reward components that look at images through `clip.reward`."""
+WITH_REFERENCES = ("cider", "bleu", "rouge")
+"""Built-in reward components that train on labelled images only."""
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values cannot change after loading."""
 

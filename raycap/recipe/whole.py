@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from raycap.recipe.sections import (
+    THROUGH_CLIP,
     CaptionerRecipe,
     ClipRecipe,
     ClusterRecipe,
@@ -72,7 +73,7 @@ class Recipe(Section):
             raise ValueError(f"seeds = {self.seeds}: one of them comes twice")
         if "scst" in self.stages and not self.rewards:
             raise ValueError("rewards is empty, but the stage scst needs a component: name one, such as cider")
-        for name in ("clip", "self_retrieval"):
+        for name in THROUGH_CLIP:
             if name in self.rewards and not self.rewards[name].source and self.clip.reward is None:
                 raise ValueError(f"rewards.{name} needs clip.reward")
         if self.features.kind == "pooled" and self.captioner.mapping == "grid":
@@ -102,7 +103,7 @@ class Recipe(Section):
         """A CLIP that read captions must not reward images whose captions count as unread."""
         few = self.data.num_labeled is not None or (self.data.labeled_fraction or 1.0) < 1
         clip = self.clip.reward
-        uses_it = self.features.encoder == "clip.reward" or {"clip", "self_retrieval"} & set(self.rewards)
+        uses_it = self.features.encoder == "clip.reward" or set(THROUGH_CLIP) & set(self.rewards)
         if few and uses_it and clip is not None and clip.pretrained == "train" and not self.data.web_share:
             raise ValueError(
                 "data.num_labeled or data.labeled_fraction leaves captions unread, but clip.reward is trained here on "

@@ -45,8 +45,8 @@ class Mix:
 
     def look(self, step: int, select_cider: float) -> dict[str, float]:
         """A look at `select` before the update of `step`; new weights of the components that it switched."""
-        switched = {name: p.schedule.to for name, p in self._plateaus.items() if p.look(step, select_cider)}
-        return {name: to for name, to in switched.items() if to is not None}
+        switched = [name for name, plateau in self._plateaus.items() if plateau.look(step, select_cider)]
+        return {name: self.at(step)[name] for name in switched}
 
     def _weight(self, name: str, reward: RewardRecipe, step: int) -> float:
         schedule = reward.schedule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raycap.errors import RecipeError
 from raycap.metrics.bleu import bleu
@@ -12,11 +12,15 @@ from raycap.metrics.rouge import rouge_l_caption
 from raycap.rewards.context import Context
 from raycap.types import CaptionBatch
 
+Overlap = Callable[[Sequence[list[str]], Sequence[list[list[str]]]], Sequence[float]]
+"""From N tokenised captions and N lists of tokenised references to N numbers."""
 
-class _Overlap:
-    """Tokenised references of the labelled images; None for captions of other images."""
 
-    def __init__(self, context: Context, *, eos: bool) -> None:
+class _OverlapReward:
+    """An overlap with the labelled references; None for captions of other images."""
+
+    def __init__(self, context: Context, overlap: Overlap, *, eos: bool) -> None:
+        self.overlap = overlap
         end = [EOS] if eos else []
         references = context.labelled_references()
         self.eos = eos
@@ -31,11 +35,8 @@ class _Overlap:
             scores[place] = value
         return scores
 
-    def overlap(self, candidates: Sequence[list[str]], references: Sequence[list[list[str]]]) -> list[float]:
-        raise NotImplementedError
 
-
-class BleuReward(_Overlap):
+class BleuReward(_OverlapReward):
     """BLEU-n of each caption by itself, as coco-caption's per-image values (Papineni et al. 2002, sec. 2.3).
 
     Args:
@@ -46,15 +47,15 @@ class BleuReward(_Overlap):
     def __init__(self, context: Context, *, order: int = 4, eos: bool = True) -> None:
         if order not in (1, 2, 3, 4):
             raise RecipeError("expected 1, 2, 3 or 4", key="rewards.bleu.options.order", value=order)
-        super().__init__(context, eos=eos)
-        self.order = order
+
+        def overlap(candidates: Sequence[list[str]], references: Sequence[list[list[str]]]) -> list[float]:
+            return [float(row[order - 1]) for row in bleu(candidates, references)[1]] if candidates else []
+
+        super().__init__(context, overlap, eos=eos)
         self.signature = f"BLEU[n{order},caption]+eos[{'finished' if eos else 'none'}]"
 
-    def overlap(self, candidates: Sequence[list[str]], references: Sequence[list[list[str]]]) -> list[float]:
-        return [float(row[self.order - 1]) for row in bleu(candidates, references)[1]] if candidates else []
 
-
-class RougeReward(_Overlap):
+class RougeReward(_OverlapReward):
     """ROUGE-L with β = 1.2 (Lin 2004, eq. 2-4), as coco-caption.
 
     Args:
@@ -62,8 +63,5 @@ class RougeReward(_Overlap):
     """
 
     def __init__(self, context: Context, *, eos: bool = True) -> None:
-        super().__init__(context, eos=eos)
+        super().__init__(context, lambda captions, several: list(map(rouge_l_caption, captions, several)), eos=eos)
         self.signature = f"ROUGE-L[b1.2]+eos[{'finished' if eos else 'none'}]"
-
-    def overlap(self, candidates: Sequence[list[str]], references: Sequence[list[list[str]]]) -> list[float]:
-        return [rouge_l_caption(c, several) for c, several in zip(candidates, references, strict=True)]

@@ -93,16 +93,8 @@ class FolderJournal:
                     pass
                 read_about(folder)
                 load_tokenizer(folder)
-            except OSError as error:
-                # The storage does not answer, or a file is gone: nothing is wrong with the others. A network file
-                # system that hiccups must not cost a checkpoint.
-                if not isinstance(error, FileNotFoundError):
-                    raise CheckpointError(f"cannot be read: {error}", key="checkpoint", value=str(folder),
-                                          remedy="run the same command again") from error  # fmt: skip
-                _put_aside(folder)
-                broken.append((folder.name, f"{type(error).__name__}: {error}"[:200]))
-                continue
             except Exception as error:  # noqa: BLE001 - whatever a broken file makes torch raise
+                _raise_if_storage_fails(error, folder)
                 _put_aside(folder)
                 broken.append((folder.name, f"{type(error).__name__}: {error}"[:200]))
                 continue
@@ -128,6 +120,18 @@ class FolderJournal:
         temporary = file.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         temporary.replace(file)
+
+
+def _raise_if_storage_fails(error: Exception, folder: Path) -> None:
+    """A network file system that hiccups must not cost a checkpoint: nothing is wrong with the file.
+
+    Raises:
+        CheckpointError: the storage did not answer; a file that is not there is another matter.
+    """
+    for cause in (error, error.__cause__):
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
+            raise CheckpointError(f"the storage does not answer: {cause}", key="checkpoint", value=str(folder),
+                                  remedy="run the same command again") from error  # fmt: skip
 
 
 def _put_aside(folder: Path) -> None:

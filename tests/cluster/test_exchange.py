@@ -40,6 +40,13 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, 20))
 
 
+async def deliver_both(hub: Exchange, weights: WeightsId) -> None:
+    """Both leases of an open step, by a worker each."""
+    for n in range(2):
+        lease = (await hub.lease(f"w{n}", None))["lease"]
+        assert await hub.deliver(f"w{n}", rollouts(lease, weights))
+
+
 async def started(hub: Exchange, version: int = 0, incarnation: int = 0, step: int = 0) -> WeightsId:
     await hub.reset(incarnation, step)
     weights = WeightsId(incarnation, version)
@@ -175,9 +182,7 @@ def test_ranks_share_a_step_and_together_hold_every_prompt_once() -> None:
     async def scenario() -> None:
         hub = exchange()
         weights = await started(hub)
-        for n in range(2):
-            lease = (await hub.lease(f"w{n}", None))["lease"]
-            await hub.deliver(f"w{n}", rollouts(lease, weights))
+        await deliver_both(hub, weights)
         parts = [await hub.take(0, rank, 2, 5) for rank in range(2)]
         ids = [i for part in parts for r in part for i in r.lease.image_ids]
         assert sorted(ids) == sorted(p.image_id for p in hub.schedule.prompts(0))
@@ -208,9 +213,7 @@ def test_a_restarted_rank_is_not_given_the_old_incarnations_rollouts() -> None:
     async def scenario() -> None:
         hub = exchange()
         weights = await started(hub)
-        for n in range(2):
-            lease = (await hub.lease(f"w{n}", None))["lease"]
-            await hub.deliver(f"w{n}", rollouts(lease, weights))
+        await deliver_both(hub, weights)
         with pytest.raises(WorkFailed, match="step 0 waits"):
             await hub.take(0, 1, 2, 0.1, 1)
         assert len(await hub.take(0, 1, 2, 5, 0)) == 1

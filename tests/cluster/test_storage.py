@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import data_root
 from raycap.cluster.run import STAGES
 from raycap.cluster.stages import Run
@@ -194,3 +195,55 @@ def test_weights_of_a_package_that_is_not_there_are_missed_before_anything_start
     features = {"encoder": "tf_efficientnet_lite0", "weights": "package:no_such_package"}
     with pytest.raises(RecipeError, match=r"features.weights = 'package:no_such_package': the package is not"):
         check_places(recipe_of(tmp_path, ["prepare", "features"], features=features))
+
+
+@pytest.mark.parametrize(
+    ("total", "overrides", "shares"),
+    [
+        (0, {}, {"learner": 0, "rollout": 0, "cider": 0, "clip": 0}),
+        (1, {}, {"learner": 0.25, "rollout": 0.25, "cider": 0, "clip": 0.25}),
+        (9, {}, {"learner": 1, "rollout": 1, "cider": 0, "clip": 1}),
+        (1, {"learner_gpus": 0.5}, {"learner": 0.5, "rollout": 0.16, "cider": 0, "clip": 0.16}),
+        (1, {"rollout_gpus": 0}, {"learner": 0.5, "rollout": 0, "cider": 0, "clip": 0.5}),
+        (4, {"learner_workers": 3}, {"learner": 0.66, "rollout": 0.66, "cider": 0, "clip": 0.66}),
+    ],
+)
+def test_gpus_of_the_cluster_are_shared_among_those_that_want_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: float, overrides: dict[str, Any], shares: dict[str, float]
+) -> None:
+    """With two rollout workers; the driver's own node has no GPU, which decides nothing."""
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8, "GPU": total} if total else {"CPU": 8})
+    clips = {"reward": {"model": "raycap-scenes-reward"}}
+    run = Run(recipe_of(tmp_path, ["scst"], clip=clips, rewards={"cider": {}, "clip": {}}, cluster=overrides), STAGES)
+    assert {role: run.gpus(role) for role in shares} == pytest.approx(shares)
+    assert {role: run.device_of(role) for role in shares} == {r: "cuda" if s else "cpu" for r, s in shares.items()}
+    workers = overrides.get("learner_workers", 1)
+    used = shares["learner"] * workers + 2 * shares["rollout"] + shares["clip"]
+    assert used <= total, "more is asked for than there is: somebody would wait for ever"
+    if total and "learner_gpus" not in overrides:
+        assert run.gpus("learner", alone=True) == min(1, int(100 * total / workers) / 100)
+
+
+def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
+    run = Run(recipe_of(tmp_path, ["scst"], cluster={"learner_gpus": 1}), STAGES)
+    with pytest.raises(RecipeError, match="rollout's GPUs"):
+        run.gpus("rollout")
+
+
+def test_a_crew_gives_up_only_when_nothing_is_delivered_between_deaths() -> None:
+    crew = RolloutCrew(lambda name: None, None, size=2, hopeless_after=2)
+    assert [crew.is_hopeless(delivered) for delivered in (0, 0, 0, 5, 5, 9, 9, 9, 9)] == [
+        False, False, False, False, False, False, False, False, True,
+    ]  # fmt: skip
+
+
+def test_the_storage_of_runs_inside_the_data_set_is_not_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    run = Run(recipe_of(tmp_path / "runs", ["prepare"], data={"format": "folder", "root": str(tmp_path)}), STAGES)
+    before = run.source
+    run.folder.mkdir(parents=True)
+    (run.folder / "recipe.json").write_text("{}")
+    assert Run(run.recipe, STAGES).source == before

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from raycap.data.features import write_meta, write_shard
 from raycap.data.schema import ImageRecord, build_tables, write_tables
 from raycap.recipe.load import validate
 from raycap.rewards.cider import write_document_frequency
@@ -39,5 +41,21 @@ def make_context(tmp_path: Path) -> MakeContext:
         return ContextSpec(
             recipe, str(tmp_path / "prepared"), labelled, str(frequency), embeddings, trained_clip
         ).open()  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def seeing_context(make_context: MakeContext, clip_folder: Path, tmp_path: Path) -> Callable[[np.ndarray], Context]:
+    """seeing_context(embeddings [3, D]): images a, b and c with these embeddings under `clip.reward`."""
+
+    def make(embeddings: np.ndarray) -> Context:
+        folder = tmp_path / "embeddings"
+        folder.mkdir()
+        write_shard(folder, 0, ["a", "b", "c"], embeddings)
+        write_meta(folder, shape=embeddings.shape[1:], shards=1, source="test")
+        return make_context(
+            clip={"model": "raycap-scenes-reward"}, embeddings=str(folder), trained_clip=str(clip_folder)
+        )
 
     return make

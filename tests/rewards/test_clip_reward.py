@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycap.data.features import write_meta, write_shard
 from raycap.errors import DataError, RecipeError
 from raycap.metrics.clipscore import clip_scores
 from raycap.models.clip import Clip, load_trained_clip
@@ -27,18 +26,11 @@ def clip(clip_folder: Path) -> Clip:
 
 
 @pytest.fixture
-def context(make_context: MakeContext, clip_folder: Path, clip: Clip, tmp_path: Path) -> Context:
+def context(seeing_context: Callable[[np.ndarray], Context], clip: Clip) -> Context:
     """Image "a" has the embedding of the first caption itself, "b" its opposite, "c" one across."""
     first, second, third = clip.embed_texts(CAPTIONS)
     across = third - (third @ first) * first
-    images = np.stack([first, -second, across / np.linalg.norm(across)]).astype(np.float32)
-    folder = tmp_path / "embeddings"
-    folder.mkdir()
-    write_shard(folder, 0, ["a", "b", "c"], images)
-    write_meta(folder, shape=images.shape[1:], shards=1, source="test")
-    return make_context(
-        clip={"model": "raycap-scenes-reward"}, embeddings=str(folder), trained_clip=str(clip_folder)
-    )  # fmt: skip
+    return seeing_context(np.stack([first, -second, across / np.linalg.norm(across)]).astype(np.float32))
 
 
 def test_two_and_a_half_times_the_cosine_and_never_below_zero(context: Context, clip: Clip) -> None:

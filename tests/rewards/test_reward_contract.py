@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from raycap.errors import DataError, RecipeError, RewardError
-from raycap.rewards.contract import build_component, checked_scores, score_generation
+from raycap.recipe.sections import THROUGH_CLIP, WITH_REFERENCES
+from raycap.rewards.contract import BUILT_IN, build_component, checked_scores, score_generation
 from raycap.types import CaptionBatch, Generation
 
 BATCH = CaptionBatch(("cat.jpg", "cat.jpg", "dog.jpg"), ("a cat", "a red cat", "a dog"), (True, False, True))
@@ -210,3 +211,15 @@ def test_wrong_options_are_refused_and_a_constructor_that_fails_is_named(user_mo
     assert (refused.value.key, refused.value.value) == ("rewards.short.options", {"weight": 3})
     with pytest.raises(RewardError, match=r"rewards.picky = 'users_own_rewards:Picky'.*dictionary.txt"):
         build_component("picky", context, {}, f"{user_module}:Picky")
+
+
+def test_what_a_component_needs_is_known_by_its_name(make_context: Any) -> None:
+    """The recipe's lists, which decide before anything is built, against the components themselves."""
+    batch = CaptionBatch(("d",), ("a dog",), (True,))  # an image without references
+    for name in sorted(BUILT_IN.keys() - {"critic"}):  # a critic is another's class
+        if name in THROUGH_CLIP:
+            with pytest.raises(RecipeError, match=r"clip\.reward: is not set"):
+                build_component(name, make_context(), {})
+            continue
+        lacks = build_component(name, make_context(), {}).score(batch) == [None]
+        assert lacks == (name in (*WITH_REFERENCES, "bias")), name  # `bias` is a brake: it joins where it can

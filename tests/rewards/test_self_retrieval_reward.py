@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycap.data.features import write_meta, write_shard
 from raycap.errors import RecipeError, RewardError
 from raycap.models.clip import load_trained_clip
 from raycap.rewards.context import Context
@@ -20,16 +19,9 @@ CAPTIONS = ("a red dog", "two cats on a sofa", "a rider on a horse at the beach"
 
 
 @pytest.fixture
-def context(make_context: MakeContext, clip_folder: Path, tmp_path: Path) -> Context:
+def context(seeing_context: Callable[[np.ndarray], Context], clip_folder: Path) -> Context:
     """Each image has the embedding of the caption of its number."""
-    folder = tmp_path / "embeddings"
-    folder.mkdir()
-    images = load_trained_clip(clip_folder).embed_texts(CAPTIONS)
-    write_shard(folder, 0, ["a", "b", "c"], images)
-    write_meta(folder, shape=images.shape[1:], shards=1, source="test")
-    return make_context(
-        clip={"model": "raycap-scenes-reward"}, embeddings=str(folder), trained_clip=str(clip_folder)
-    )  # fmt: skip
+    return seeing_context(load_trained_clip(clip_folder).embed_texts(CAPTIONS))
 
 
 def test_it_is_log_p_over_chance(context: Context, clip_folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -203,3 +204,20 @@ def test_every_record_is_a_line_at_once_and_is_watched(tmp_path: Path) -> None:
 def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
     assert read_log(tmp_path) == [{"step": 1}]
+
+
+def test_a_storage_that_does_not_answer_costs_no_checkpoint(
+    tmp_path: Path, captioners: list[PrefixCaptioner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = FolderJournal(tmp_path)
+    journal.save(1, captioners[0], {})
+
+    def stale(*args: object, **options: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.load", stale)
+        with pytest.raises(CheckpointError, match=r"the storage does not answer: .*Stale"):
+            journal.restore()
+    assert [folder.name for folder in journal.checkpoints] == ["step-000001"]
+    assert journal.restore() is not None
