@@ -15,7 +15,7 @@ from raycap.cluster.features import ShardExtractor, extract_features
 from raycap.data.dataset import PreparedDataset
 from raycap.data.features import FeatureStore, shard_file
 from raycap.data.images import open_image
-from raycap.errors import DataError
+from raycap.errors import DataError, RecipeError, WorkFailed
 from raycap.recipe import FeaturesRecipe
 
 
@@ -94,3 +94,34 @@ def test_an_unknown_image_is_named(prepared: PreparedDataset, tmp_path: Path) ->
     write_meta(tmp_path, shape=(2, 3), shards=1, source="zeros")
     with pytest.raises(DataError, match="nobody"):
         FeatureStore.open(tmp_path).get(["nobody"])
+
+
+class Picky(MeanColour):
+    """Refuses when it is used (`refusal`), or fails as a fault of the program does."""
+
+    def __init__(self, refusal: bool) -> None:
+        self.refusal = refusal
+
+    def __call__(self, pictures: list[Image.Image]) -> torch.Tensor:
+        if self.refusal:
+            raise RecipeError(
+                "the package is not installed", key="features.weights", value="package:x", remedy="get it"
+            )
+        raise ZeroDivisionError("a fault of the program")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("refusal", "kind", "message"),
+    [(True, RecipeError, "the package is not installed"), (False, WorkFailed, "ZeroDivisionError")],
+)  # fmt: skip
+def test_what_an_actor_raises_comes_through_and_leaves_nothing_finished(
+    ray_session: Any, prepared: PreparedDataset, tmp_path: Path, refusal: bool, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        extract_features(
+            images(prepared), tmp_path, functools.partial(Picky, refusal), RECIPE, source="picky", max_pixels=10**6,
+            workers=1, threads=1,
+        )  # fmt: skip
+    with pytest.raises(DataError, match="no finished features"):
+        FeatureStore.open(tmp_path)
