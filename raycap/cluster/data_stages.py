@@ -81,8 +81,7 @@ def check_sizes(run: Run) -> None:
 
 def clip_stage(run: Run, seed: int) -> dict[str, Any]:
     """Train the CLIPs that are trained here, side by side, on captions that they may see."""
-    recipe, dataset = run.recipe, run.dataset
-    roles = [role for role in trained_clips(recipe) if not (run.path("clip", seed) / role / "clip.json").exists()]
+    recipe, dataset, roles = run.recipe, run.dataset, missing_clips(run)
     captions = {i: dataset.references(i) for i in dataset.clip_ids()}
     held_out = {i: dataset.references(i) for i in dataset.select_ids()}
     images = {i: dataset.path(i) for i in [*captions, *held_out]}
@@ -105,9 +104,24 @@ def clip_stage(run: Run, seed: int) -> dict[str, Any]:
 
     gather(refs, tick)
     figures = {
-        role: json.loads((run.path("clip", seed) / role / "clip.json").read_text()) for role in trained_clips(recipe)
+        role: json.loads((run.path("clip", seed) / role / "clip.json").read_text()) for role in used_clips(recipe)
     }
     return {"seconds": time.perf_counter() - started, "images": len(captions), "clips": figures}
+
+
+def used_clips(recipe: Recipe) -> list[str]:
+    """Roles of the CLIPs that this run trains: that which rewards only where features or a reward look through it.
+
+    A run that has neither of these stages is there for the CLIPs: it trains both.
+    """
+    looks = recipe.features.encoder == "clip.reward" or asks_for_clip(recipe)
+    unused = not looks and {"features", "scst"} & set(recipe.stages)
+    return [role for role in trained_clips(recipe) if not (role == "reward" and unused)]
+
+
+def missing_clips(run: Run) -> list[str]:
+    """Roles of the CLIPs that this run needs and that are not there: another reward may ask for one later."""
+    return [role for role in used_clips(run.recipe) if not (run.path("clip", 0) / role / "clip.json").exists()]
 
 
 def _train_clip_task(

@@ -5,6 +5,8 @@ A shard that lies there whole is not made again, so an extraction that was stopp
 
 from __future__ import annotations
 
+import functools
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,21 +33,36 @@ class ShardExtractor:
         self, build: Callable[[], Encoder], folder: str, *, batch_size: int, dtype: str, max_pixels: int, threads: int
     ) -> None:
         torch.set_num_threads(threads)
-        self.encoder, self.folder = build(), Path(folder)
+        self.build, self.folder = functools.cache(build), Path(folder)
         self.batch_size, self.dtype, self.max_pixels = batch_size, np.dtype(dtype), max_pixels
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """One Ray Data batch of shards: columns `number`, `image_ids`, `paths`; gives number and images a shard."""
+        """One Ray Data batch of shards: columns `number`, `image_ids`, `paths`.
+
+        Returns:
+            number, images and `refusal` a shard: the pickled RaycapError that stopped it, or no bytes. Ray Data hands
+            on only the text of what an actor raises, so an error that has a key and a remedy travels as a value.
+        """
+        refusals = []
         for number, ids, paths in zip(rows["number"], rows["image_ids"], rows["paths"], strict=True):
-            self.extract(int(number), list(ids), list(paths))
-        return {"number": np.asarray(rows["number"]), "images": np.asarray([len(ids) for ids in rows["image_ids"]])}
+            try:
+                self.extract(int(number), list(ids), list(paths))
+                refusals.append(b"")
+            except RaycapError as error:
+                refusals.append(pickle.dumps(error))
+        images = [len(ids) for ids in rows["image_ids"]]
+        return {
+            "number": np.asarray(rows["number"]),
+            "images": np.asarray(images),
+            "refusal": np.array(refusals, object),
+        }
 
     def extract(self, number: int, image_ids: Sequence[str], paths: Sequence[str]) -> None:
         """Write one shard."""
-        parts = []
+        encoder, parts = self.build(), []
         for start in range(0, len(paths), self.batch_size):
             pictures = [open_image(p, max_pixels=self.max_pixels) for p in paths[start : start + self.batch_size]]
-            parts.append(self.encoder(pictures).numpy().astype(self.dtype))
+            parts.append(encoder(pictures).numpy().astype(self.dtype))
         write_shard(self.folder, number, image_ids, np.concatenate(parts))
 
 
@@ -91,26 +108,17 @@ def extract_features(
         )
         try:
             for row in made.iter_rows():
+                if row["refusal"]:
+                    raise pickle.loads(row["refusal"])
                 done += int(row["images"])
                 progress(done, len(images))
         except ray.exceptions.RayError as error:
-            raise _cause_of(error, folder) from error
+            raise WorkFailed(
+                f"{type(error).__name__}: {str(error).strip()[-1500:]}", key="features", value=str(folder),
+                remedy="run the same command again: finished shards are kept",
+            ) from error  # fmt: skip
     write_meta(folder, shape=shard_shape(folder, 0), shards=len(shards), source=source)
     return {"images": len(images), "there_before": there, "seconds": time.perf_counter() - started}
-
-
-def _cause_of(error: BaseException, folder: Path) -> RaycapError:
-    """The RaycapError that an actor raised, out of the wrappings that Ray Data puts around it."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        for inner in (error, getattr(error, "cause", None)):
-            if isinstance(inner, RaycapError):
-                return inner
-        seen.append(error)
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    first = seen[0]
-    return WorkFailed(f"{type(first).__name__}: {str(first).strip()[-1500:]}", key="features", value=str(folder),
-                      remedy="run the same command again: finished shards are kept")  # fmt: skip
 
 
 def _quiet_ray_data() -> None:

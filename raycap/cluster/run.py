@@ -5,7 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from raycap.cluster.data_stages import asks_for_clip, check_sizes, clip_stage, features_stage, prepare_stage
+from raycap.cluster.data_stages import (
+    asks_for_clip,
+    check_sizes,
+    clip_stage,
+    features_stage,
+    missing_clips,
+    prepare_stage,
+    used_clips,
+)
 from raycap.cluster.evaluate_stage import evaluate_stage
 from raycap.cluster.stages import Run, Stage, clip_identity, trained_clips
 from raycap.cluster.storage import check_places, working_in
@@ -115,10 +123,10 @@ def check_rewards(recipe: Recipe) -> None:
 
 
 def _run_stage(run: Run, name: str, seed: int) -> None:
-    if name == "clip" and not trained_clips(run.recipe):
+    if name == "clip" and not used_clips(run.recipe):
         return
     folder = run.stage_folder(name, seed)
-    if not folder.open(run.recipe):
+    if not folder.open(run.recipe) and not (name == "clip" and missing_clips(run)):
         print(f"{folder.label:<14}  finished before, reused", flush=True)
         return
     started = time.perf_counter()

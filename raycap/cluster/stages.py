@@ -169,7 +169,7 @@ class Run:
 
     def about(self, stage: str, seed: int) -> dict[str, Any]:
         """Goes into every captioner of the run: where it comes from and what turns a photograph into its features."""
-        clips = {role: str(path) for role in CLIPS if (path := self.trained_clip(role)) is not None}
+        clips = {role: str(path) for role in CLIPS if (path := self.trained_clip(role)) and path.exists()}
         return {
             "run": self.recipe.name,
             "stage": stage,

@@ -43,25 +43,34 @@ class TimmEncoder:
         kind: `grid` (last feature map) or `pooled` (its average).
         grid_size: pool the grid to this many cells a side.
         image_size: pixels a side; what the model was trained at unless given.
+        levels: feature maps that are joined, from the last one back. What a network says last is what things are
+            called; which colour they have and where they lie is plainer one map before.
     """
 
     def __init__(
         self, model: str, weights: str, *, kind: str, grid_size: int | None, image_size: int | None = None,
-        device: str = "cpu",
+        levels: int = 1, device: str = "cpu",
     ) -> None:  # fmt: skip
         self.kind, self.grid_size, self.device = kind, grid_size, device
         self.source = ":".join(
             ["timm", model, weights or "timm", kind]
             + [str(grid_size)] * (grid_size is not None)
             + [f"{image_size}px"] * (image_size is not None)
+            + [f"{levels} levels"] * (levels > 1)
         )
         self.model, self.transform = _timm_model(model, weights, image_size)
+        self.finer = finer_maps(self.model, model, levels)
         self.model = self.model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
         pixels = torch.stack([self.transform(picture) for picture in pictures]).to(self.device)
-        grid = self.model.forward_features(pixels.contiguous(memory_format=torch.channels_last)).float()
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        if self.finer:
+            last, maps = self.model.forward_intermediates(pixels, indices=self.finer)
+            grid = joined(last.float(), [m.float() for m in maps])
+        else:
+            grid = self.model.forward_features(pixels).float()
         if grid.dim() == 3:  # Vision Transformers give tokens: leave class and register tokens out
             grid = grid[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2)
             side = round(grid.shape[-1] ** 0.5)
@@ -69,6 +78,28 @@ class TimmEncoder:
         if self.kind == "pooled":
             return grid.mean(dim=(2, 3)).cpu()
         return cells(grid, self.grid_size).cpu()
+
+
+def finer_maps(model: Any, name: str, levels: int) -> list[int]:
+    """Indices (timm's, finest first) of the feature maps that `levels` joins to the last one; none for 1.
+
+    Raises:
+        RecipeError: the model has not that many maps of different strides, as a Vision Transformer.
+    """
+    if levels == 1:
+        return []
+    strides = [int(info["reduction"]) for info in getattr(model, "feature_info", [])]
+    deepest = {stride: index for index, stride in enumerate(strides)}  # of each stride the last map
+    wanted = sorted(deepest)[-levels:-1]
+    if len(wanted) < levels - 1 or not hasattr(model, "forward_intermediates"):
+        raise RecipeError(f"{name} has {max(1, len(deepest))} feature maps of different strides", key="features.levels",
+                          value=levels, remedy="join fewer, or take a convolutional network")  # fmt: skip
+    return [deepest[stride] for stride in wanted]
+
+
+def joined(last: Tensor, finer: Sequence[Tensor]) -> Tensor:
+    """The last map [N, D, h, w] with the finer ones averaged to its cells behind it: [N, D + ΣC, h, w]."""
+    return torch.cat([last, *(nn.functional.adaptive_avg_pool2d(m, (last.shape[2], last.shape[3])) for m in finer)], dim=1)
 
 
 class ClipEncoder:
@@ -97,10 +128,13 @@ def build_encoder(
     """
     if recipe.encoder != "clip.reward":
         return TimmEncoder(recipe.encoder, recipe.weights, kind=recipe.kind, grid_size=recipe.grid_size,
-                           image_size=recipe.image_size, device=device)  # fmt: skip
+                           image_size=recipe.image_size, levels=recipe.levels, device=device)  # fmt: skip
     if recipe.image_size is not None:
         raise RecipeError("a CLIP's size is given by its model", key="features.image_size", value=recipe.image_size,
                           remedy="leave it null, or take a timm model")  # fmt: skip
+    if recipe.levels > 1:
+        raise RecipeError("a CLIP's image tower has one feature map", key="features.levels", value=recipe.levels,
+                          remedy="leave it at 1, or take a timm model")  # fmt: skip
     if clip is None:
         raise RecipeError("is not set, but the features come from it", key="clip.reward")
     return ClipEncoder(clip_of(clip, trained_clip, device), kind=recipe.kind, grid_size=recipe.grid_size)

@@ -79,6 +79,9 @@ class FeaturesRecipe(Section):
         None, ge=32, le=2048, description="pixels a side that a timm model sees; the size it was trained at when null"
     )
     grid_size: int | None = Field(None, ge=1, description="pool the grid to this many cells a side; as it is when null")
+    levels: Positive = Field(
+        1, description="feature maps of a timm model that are joined: 2 adds that of half the stride (colour, place)"
+    )
     dtype: Literal["float16", "float32"] = Field("float16", description="on disk")
     shard_size: Positive = Field(256, description="images a file; the unit of resuming")
     batch_size: Positive = Field(32, description="images in one forward pass")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raycap.cluster.data_stages import missing_clips, used_clips
 from raycap.cluster.run import run_recipe
 from raycap.cluster.stages import Run
 from raycap.errors import DataError, RecipeError, StaleStage
@@ -105,6 +106,29 @@ def test_where_things_run_makes_nothing_stale(finished: Run) -> None:
     before = times(finished)
     run_recipe(whole(finished.folder.parent, cluster={"rollout_workers": 3, "lease_timeout_s": 30}))
     assert times(finished) == before
+
+
+def test_the_clip_that_rewards_is_trained_where_something_looks_through_it(tmp_path: Path) -> None:
+    timm = {"encoder": "test_vit"}
+    cider = {"rewards": {"cider": {}}}
+    assert used_clips(whole(tmp_path)) == ["reward", "judge"]
+    assert used_clips(whole(tmp_path, features=timm)) == ["reward", "judge"], "the reward clip"
+    plain = whole(tmp_path, features=timm).model_copy(update={"rewards": recipe_of(tmp_path, ["mle"], **cider).rewards})
+    assert used_clips(plain) == ["judge"]
+    assert used_clips(plain.model_copy(update={"stages": ["prepare", "clip"]})) == ["reward", "judge"]
+    from_clip = plain.features.model_copy(update={"encoder": "clip.reward"})
+    assert used_clips(plain.model_copy(update={"features": from_clip})) == ["reward", "judge"]
+
+
+def test_a_clip_that_another_reward_asks_for_later_is_trained_then(finished: Run) -> None:
+    mark = finished.path("clip", 0) / "reward" / "clip.json"
+    before = (finished.path("clip", 0) / "judge" / "clip.json").stat().st_mtime_ns
+    assert missing_clips(finished) == []
+    mark.unlink()  # as after a run that did not need it
+    assert missing_clips(finished) == ["reward"]
+    run_recipe(finished.recipe.model_copy(update={"stages": ["prepare", "clip"]}))
+    assert mark.exists()
+    assert (finished.path("clip", 0) / "judge" / "clip.json").stat().st_mtime_ns == before
 
 
 def test_a_wrong_reward_is_refused_before_the_first_stage(tmp_path: Path) -> None:

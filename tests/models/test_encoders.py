@@ -73,6 +73,36 @@ def test_another_picture_size_gives_another_grid(weights: dict[str, str], model:
     assert sized.source.endswith(f":{size}px")
 
 
+def test_levels_join_the_maps_of_finer_strides(weights: dict[str, str]) -> None:
+    side, width = TIMM["test_efficientnet"]
+    both = encoder(weights, "test_efficientnet", levels=3)
+    finer: dict[int, torch.Tensor] = {}
+    info = {f["reduction"]: f for f in both.model.feature_info}  # the last map of each stride
+    for stride in (16, 8):
+        both.model.get_submodule(info[stride]["module"]).register_forward_hook(
+            lambda _module, _inputs, output, stride=stride: finer.update({stride: output})
+        )
+    grid = both(pictures()).view(3, side, side, -1)
+    torch.testing.assert_close(
+        grid[..., :width].reshape(3, -1, width), encoder(weights, "test_efficientnet")(pictures())
+    )
+    at = width
+    for stride in (8, 16):
+        times = 32 // stride
+        map_ = finer[stride].permute(0, 2, 3, 1)
+        expected = map_.reshape(3, side, times, side, times, -1).mean(dim=(2, 4))
+        torch.testing.assert_close(grid[..., at : at + expected.shape[-1]], expected, rtol=0, atol=1e-5)
+        at += expected.shape[-1]
+    assert at == grid.shape[-1]
+    assert both.source.endswith(":3 levels")
+
+
+@pytest.mark.parametrize(("model", "levels", "there"), [("test_vit", 2, 1), ("test_efficientnet", 9, 5)])
+def test_levels_that_a_model_has_not_are_refused(weights: dict[str, str], model: str, levels: int, there: int) -> None:
+    with pytest.raises(RecipeError, match=f"features.levels = {levels}: {model} has {there} feature maps"):
+        encoder(weights, model, levels=levels)
+
+
 def test_the_weights_decide(weights: dict[str, str], tmp_path: Path) -> None:
     state = torch.load(weights["test_vit"], weights_only=True)
     state["norm.weight"] *= 2
@@ -139,13 +169,15 @@ def test_sources_name_everything_that_changes_the_features(weights: dict[str, st
         encoder(weights, "test_vit").source,
         encoder(weights, "test_vit", kind="pooled").source,
         encoder(weights, "test_vit", grid_size=5).source,
+        encoder(weights, "test_efficientnet").source,
+        encoder(weights, "test_efficientnet", levels=2).source,
         ClipEncoder(clip, kind="grid", grid_size=None).source,
         ClipEncoder(clip, kind="grid", grid_size=4).source,
         ClipEncoder(clip, kind="pooled", grid_size=None).source,
     ]
     assert len(set(sources)) == len(sources)
     assert weights["test_vit"] in sources[0]
-    assert "raycap-scenes-reward/nothing" in sources[3]
+    assert "raycap-scenes-reward/nothing" in sources[5]
 
 
 def test_a_recipe_names_the_encoder(weights: dict[str, str], clip_folder: Path) -> None:
@@ -160,6 +192,10 @@ def test_a_recipe_names_the_encoder(weights: dict[str, str], clip_folder: Path) 
         build_encoder(FeaturesRecipe(), None, None)
     with pytest.raises(RecipeError, match=r"features.image_size = 64"):
         build_encoder(FeaturesRecipe(image_size=64), reward, clip_folder)
+    with pytest.raises(RecipeError, match=r"features.levels = 2"):
+        build_encoder(FeaturesRecipe(levels=2), reward, clip_folder)
+    joined = FeaturesRecipe(encoder="test_efficientnet", weights=weights["test_efficientnet"], levels=2)
+    assert build_encoder(joined, None, None)(pictures()).shape[-1] > TIMM["test_efficientnet"][1]
     with pytest.raises(CheckpointError):
         build_encoder(FeaturesRecipe(), reward, clip_folder / "nowhere")
 

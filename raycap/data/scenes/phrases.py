@@ -12,8 +12,9 @@ from raycap.data.scenes.styles import STYLES, Words
 from raycap.data.scenes.world import Scene, Thing
 
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
-# Per cent of things whose size, texture and colour are said.
-DETAIL = {"full": (92, 90, 100), "usual": (50, 60, 96), "sparse": (8, 15, 80)}
+# Per cent of things whose size, texture and colour are said. As with people, most captions leave most details out, and
+# yet most details are in some caption: the likeliest caption of a picture is not the one that agrees best with all.
+DETAIL = {"full": (80, 80, 100), "usual": (30, 40, 92), "sparse": (5, 10, 65)}
 PLACES = {
     (0, 0): ("in the top left corner", "in the upper left corner", "in the upper left"),
     (1, 0): ("at the top", "near the top", "at the top edge"),
