@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raycap.cluster.allocator import ALLOCATOR
 from raycap.data.features import shard_file, shard_shape, write_meta, write_shard
 from raycap.data.images import open_image
 from raycap.errors import RaycapError, WorkFailed
@@ -104,6 +105,7 @@ def extract_features(
             batch_size=1,
             num_cpus=1,
             num_gpus=num_gpus,
+            runtime_env={"env_vars": ALLOCATOR},
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
         )
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from raycap.cluster.train_job import ALLOCATOR
+from raycap.cluster.allocator import ALLOCATOR
 from raycap.errors import RaycapError, RecipeError, WorkFailed
 
 

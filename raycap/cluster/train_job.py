@@ -12,15 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raycap.cluster.allocator import ALLOCATOR
 from raycap.errors import RaycapError, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe
 from raycap.train.journal import FolderJournal
 from raycap.train.optimizing import Alone, Group
-
-# Big arrays come and go every step; without this, glibc hands their pages back each time and faults them in again
-# (measured: 4 times the seconds of a step on two cores).
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
 class FollowerJournal(FolderJournal):

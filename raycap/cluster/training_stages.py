@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
 from raycap.cluster.exchange import Exchange
@@ -19,7 +20,7 @@ from raycap.cluster.rollout_worker import RolloutActor
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
 from raycap.cluster.tasks import on
-from raycap.cluster.train_job import ALLOCATOR, rank_journal, run_train_job, training_group
+from raycap.cluster.train_job import rank_journal, run_train_job, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.models.build import new_captioner

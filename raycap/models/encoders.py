@@ -99,7 +99,8 @@ def finer_maps(model: Any, name: str, levels: int) -> list[int]:
 
 def joined(last: Tensor, finer: Sequence[Tensor]) -> Tensor:
     """The last map [N, D, h, w] with the finer ones averaged to its cells behind it: [N, D + ΣC, h, w]."""
-    return torch.cat([last, *(nn.functional.adaptive_avg_pool2d(m, (last.shape[2], last.shape[3])) for m in finer)], dim=1)
+    side = (last.shape[2], last.shape[3])
+    return torch.cat([last, *(nn.functional.adaptive_avg_pool2d(m, side) for m in finer)], dim=1)
 
 
 class ClipEncoder:
