@@ -4,7 +4,11 @@ PYTHON ?= python3
 STORAGE ?= $(CURDIR)/runs
 RECIPE ?= scenes
 ARGS ?=
+ifneq ($(words $(CURDIR) $(VENV)),2)
+$(error make cannot work with blanks in a path: move the checkout "$(CURDIR)", or VENV, elsewhere)
+endif
 BIN := $(abspath $(VENV))/bin
+PYTHON_IS_NEW := import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"raycap needs Python 3.11 or newer, this is {sys.executable} {v.major}.{v.minor}: make ... PYTHON=python3.12")
 
 .PHONY: help install demo lint format test test-slow clean
 
@@ -17,7 +21,9 @@ help:
 install: $(BIN)/.installed
 
 $(BIN)/.installed: pyproject.toml requirements.txt
+	@test -x $(BIN)/python || $(PYTHON) -c '$(PYTHON_IS_NEW)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	echo '*' > $(BIN)/../.gitignore
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .

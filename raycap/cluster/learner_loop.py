@@ -5,6 +5,7 @@ The body is that of `raycap.train.scst`; what differs is where rollouts come fro
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from raycap.rewards.mix import Mix
 from raycap.train.learner import Learner
 from raycap.train.optimizing import Group
 from raycap.train.resuming import load_training_state, same_step
-from raycap.train.scst import finish_step, look, summary
+from raycap.train.scst import finish_step, first_look, summary
 from raycap.train.steering import Steering
 from raycap.train.validation import Validator
 
@@ -53,19 +54,22 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         _publish(exchange, learner)
         if learner.step == 0:
             try:
-                look(learner, validator, steering, journal)
+                first_look(learner, validator, steering, journal)
             except RaycapError as raised:
                 error = raised
     learner.incarnation = int(group.sum_values([float(learner.incarnation) if group.rank == 0 else 0.0])[0])
     while learner.step < recipe.scst.steps:
-        asked = time.perf_counter()
+        queue = _queue(exchange, group)
+        marks = [time.perf_counter()]
         rollouts, error = _take(exchange, learner, group, recipe.cluster.lease_timeout_s, error)
-        waited = time.perf_counter() - asked
+        marks.append(time.perf_counter())
         values = learner.update(rollouts)
-        learned = time.perf_counter() - asked - waited
+        marks.append(time.perf_counter())
         if group.rank == 0:
             _publish(exchange, learner)
-            values |= {"seconds/wait": waited, "seconds/learn": learned, **_lag(rollouts, learner.step - 1)}
+        marks.append(time.perf_counter())
+        values |= queue | _health(rollouts, learner.step - 1, marks, recipe.cluster.rollout_workers, group)
+        if group.rank == 0:
             try:
                 finish_step(learner, values, validator, steering, journal, seconds + time.perf_counter() - started)
             except RaycapError as raised:  # told to all ranks at the next take
@@ -122,6 +126,33 @@ def _take(
     return rollouts, None
 
 
-def _lag(rollouts: list[Any], step: int) -> dict[str, float]:
+def _queue(exchange: Any, group: Group) -> dict[str, int]:
+    """How many leases are in each state when the learner asks for its step."""
+    import ray
+
+    if group.rank:
+        return {}
+    states = ray.get(exchange.status.remote())["states"]
+    return {f"queue/{state}": states.get(state, 0) for state in ("pending", "leased", "ready")}
+
+
+def _health(rollouts: list[Any], step: int, marks: list[float], workers: int, group: Group) -> dict[str, float]:
+    """Where a step's seconds went: this rank's by part, the actors' by part (sums over leases), shares of idleness.
+
+    Args:
+        marks: before the take, after it, after the update, after the publication; seconds of one clock.
+    """
+    parts = ("weights", "generate", "reward")
     lags = [step - r.weights_id.policy_version for r in rollouts]
-    return {"policy_lag": sum(lags) / max(1, len(lags))}
+    mine = [*(sum(r.seconds.get(part, 0.0) for r in rollouts) for part in parts), sum(lags), len(lags)]
+    *busy, lag, leases = group.sum_values([float(value) for value in mine])
+    wait, learn, publish = (after - before for before, after in itertools.pairwise(marks))
+    whole = max(marks[-1] - marks[0], 1e-9)
+    return {
+        "seconds/wait": wait, "seconds/learn": learn, "seconds/publish": publish,
+        **{f"seconds/{part}": value for part, value in zip(parts, busy, strict=True)},
+        "idle/learner": wait / whole,
+        # at lag > 0 actors work ahead: in a step they may have been busy for longer than it took
+        "idle/actors": max(0.0, 1.0 - sum(busy) / (workers * whole)),
+        "policy_lag": lag / max(1.0, leases),
+    }  # fmt: skip

@@ -16,9 +16,10 @@ from raycap.cluster.data_stages import (
 )
 from raycap.cluster.evaluate_stage import evaluate_stage
 from raycap.cluster.stages import Run, Stage, clip_identity, trained_clips
-from raycap.cluster.storage import check_places, working_in
+from raycap.cluster.storage import check_places, refuse_stale, working_in
 from raycap.cluster.tasks import connected
 from raycap.cluster.training_stages import mle_continued_stage, mle_stage, scst_stage
+from raycap.models.preflight import check_models
 from raycap.recipe import Recipe
 from raycap.rewards.contract import check_component
 from raycap.train.progress import clock
@@ -94,7 +95,8 @@ def run_recipe(recipe: Recipe) -> Run:
     """Do whatever stage is missing.
 
     Raises:
-        RecipeError: storage or data root are not usable; StaleStage, DataError; WorkFailed from a stage.
+        RecipeError: storage or data root are not usable; StaleStage: something finished would have to be made again;
+        DataError; WorkFailed from a stage.
     """
     check_places(recipe)
     run = Run(recipe, STAGES)
@@ -104,8 +106,12 @@ def run_recipe(recipe: Recipe) -> Run:
         for seed in (recipe.run_seeds[:1] if STAGES[name].shared else recipe.run_seeds)
     ]
     print(f"{recipe.name}: {run.folder}", flush=True)
+    check_models(recipe)
     with working_in(run.folder), connected():
         check_rewards(recipe)
+        warn_of_cpus(recipe)
+        if recipe.rerun != "stale":
+            refuse_stale([run.stage_folder(name, seed) for name, seed in todo])
         if todo[0][0] == "prepare":
             _run_stage(run, *todo.pop(0))
         if todo:
@@ -120,6 +126,20 @@ def check_rewards(recipe: Recipe) -> None:
     if "scst" in recipe.stages:
         for name, reward in recipe.rewards.items():
             check_component(name, reward.options, reward.source)
+
+
+def warn_of_cpus(recipe: Recipe) -> None:
+    """Say what SCST's actors will wait for; a cluster that grows may still get it, so it is no refusal."""
+    import ray
+
+    if "scst" not in recipe.stages:
+        return
+    cluster, there = recipe.cluster, ray.cluster_resources().get("CPU", 0.0)
+    wanted = cluster.learner_workers * cluster.learner_cpus + cluster.rollout_workers * cluster.rollout_cpus
+    wanted += sum(reward.workers * reward.num_cpus for reward in recipe.rewards.values())
+    if wanted > there:
+        print(f"warning: the actors of scst want {wanted:g} CPUs, the cluster has {there:g}; they wait for more. "
+              "Where it does not grow, lower cluster.rollout_workers or cluster.rollout_cpus", flush=True)  # fmt: skip
 
 
 def _run_stage(run: Run, name: str, seed: int) -> None:

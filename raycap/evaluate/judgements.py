@@ -151,7 +151,7 @@ def _read_jsonl(path: Path) -> list[_Row]:
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"is no JSON: {error}", key=f"{path}:{number}", value=line[:80]) from error
         good = isinstance(entry, dict) and isinstance(entry.get("caption"), str) and _is_number(entry.get("score"))
         texts = entry.get("references") if good else None

@@ -75,7 +75,7 @@ def bleu_counts(candidates: Sequence[Tokens], image: Ints, index: ReferenceIndex
     Args:
         candidates: C tokenised captions.
         image: int64 [C], their image numbers in `index` (`index.numbers(ids)`).
-        index: the references, without an end-of-sequence token.
+        index: the references.
     """
     flat = index.trie.flatten(candidates)
     found = match(index, flat, image)

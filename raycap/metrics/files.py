@@ -114,12 +114,14 @@ def _load(text: str, name: str) -> Any:
     if not text.strip():
         raise DataError("the file is empty", key=name)
     try:
-        data = json.loads(text, object_pairs_hook=_object)
-    except ValueError as whole_error:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) < 2 or not lines[0].lstrip().startswith("{") or not lines[0].rstrip().endswith("}"):
+        data = _json(text, name)
+    except (ValueError, RecursionError) as whole_error:
+        # a line ends at a line feed: U+2028 and its like may stand in a JSON string as they are
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        first = lines[0][1].strip()
+        if len(lines) < 2 or not first.startswith("{") or not first.endswith("}"):
             raise DataError(f"no valid JSON: {whole_error}", key=name) from whole_error
-        data = [_line(line, number, name) for number, line in enumerate(lines, start=1)]
+        data = [_line(line, number, name) for number, line in lines]
     if isinstance(data, dict):
         return [data] if "image_id" in data else data
     if not isinstance(data, list):
@@ -129,17 +131,20 @@ def _load(text: str, name: str) -> Any:
 
 def _line(line: str, number: int, name: str) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_object)
-    except ValueError as error:
+        return _json(line, f"{name}:{number}")
+    except (ValueError, RecursionError) as error:
         raise DataError(f"line {number} is no valid JSON: {error}", key=name, value=line[:80]) from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; Python would keep the last of two equal keys without a word."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        _refuse_duplicates((key for key, _ in pairs), "key", "JSON object")
-    return found
+def _json(text: str, name: str) -> Any:
+    def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """A JSON object; Python would keep the last of two equal keys without a word."""
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            _refuse_duplicates((key for key, _ in pairs), "key(s) of a JSON object", name)
+        return found
+
+    return json.loads(text, object_pairs_hook=unambiguous)
 
 
 def _id(record: Any, name: str, field: str = "image_id") -> str:

@@ -8,6 +8,7 @@ back as a sentence: a metric that could not be computed is never a number.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread, Timer
-from typing import IO
+from typing import IO, Any
 
 from raycap.metrics.reference_index import Tokens
 
@@ -76,13 +77,16 @@ def meteor(
     assert folder is not None
     command = [java, *_LOCALE, "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
     lines = [_meteor_line(caption, several) for caption, several in zip(candidates, references, strict=True)]
-    with _running(command, folder, timeout_s) as process:
-        try:
-            return _meteor_dialogue(process, lines)
-        except (OSError, ValueError):
-            process.kill()
-            process.wait()
-            return f"METEOR stopped (exit {process.returncode}) without an answer to each caption"
+    try:
+        with _running(command, folder, timeout_s) as process:
+            try:
+                return _meteor_dialogue(process, lines)
+            except (OSError, ValueError):
+                process.kill()
+                process.wait()
+                return f"METEOR stopped (exit {process.returncode}) without an answer to each caption"
+    except OSError as error:
+        return f"Java cannot be started: {error}"
 
 
 def _meteor_line(candidate: Tokens, references: Sequence[Tokens]) -> str:
@@ -108,8 +112,15 @@ def _meteor_dialogue(process: subprocess.Popen[bytes], lines: Sequence[str]) -> 
     if not all(statistics):
         raise ValueError("a caption without statistics")
     _write(process.stdin, [" ||| ".join(["EVAL", *statistics])])
-    scores = [float(process.stdout.readline()) for _ in lines]
-    return float(process.stdout.readline()), scores
+    scores = [_finite(process.stdout.readline()) for _ in lines]
+    return _finite(process.stdout.readline()), scores
+
+
+def _finite(answer: Any) -> float:
+    """A score; raises ValueError for anything that is no finite number."""
+    if answer is None or not math.isfinite(value := float(answer)):
+        raise ValueError(f"{answer!r} is no score")
+    return value
 
 
 def _write(pipe: IO[bytes], lines: Sequence[str]) -> None:
@@ -171,9 +182,16 @@ def spice(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], 
             )
         except subprocess.TimeoutExpired:
             return f"SPICE did not finish within {timeout_s:.0f} s"
+        except OSError as error:
+            return f"Java cannot be started: {error}"
         if ran.returncode != 0 or not answered.exists():
             last = ran.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
             return f"SPICE failed (exit {ran.returncode}): {last[0][:200]}"
-        scores = {item["image_id"]: float(item["scores"]["All"]["f"]) for item in json.loads(answered.read_text())}
-    per_image = [scores[number] for number in range(len(items))]
+        try:
+            scores = {
+                item["image_id"]: _finite(item["scores"]["All"]["f"]) for item in json.loads(answered.read_text())
+            }
+            per_image = [scores[number] for number in range(len(items))]
+        except (ValueError, KeyError, TypeError) as error:
+            return f"SPICE gave no score for some caption ({type(error).__name__}: {error})"
     return sum(per_image) / len(per_image), per_image

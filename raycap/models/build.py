@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ def new_captioner(
     else:
         tokenizer = new_tokenizer(recipe.vocabulary, captions)
         lm, lm_config = lm_from_scratch(recipe.lm_config, tokenizer)
-    _check_positions(recipe, feature_shape, lm)
+    cells = 1 if len(feature_shape) == 1 else (recipe.grid_size or 0) ** 2 or feature_shape[0]
+    _check_positions(recipe, cells if recipe.mapping == "grid" else recipe.prefix_length, lm.config)
     config = PrefixConfig(
         features="grid" if len(feature_shape) == 2 else "pooled",
         feature_dim=feature_shape[-1],
@@ -49,11 +51,27 @@ def new_captioner(
     return PrefixCaptioner(config, lm, tokenizer)
 
 
-def _check_positions(recipe: CaptionerRecipe, feature_shape: Sequence[int], lm: nn.Module) -> None:
+def check_captioner(recipe: CaptionerRecipe) -> None:
+    """What can be said of the LM before there are features: its kind, its place, its positions.
+
+    Raises:
+        RecipeError: as `new_captioner` would, hours later.
+    """
+    if recipe.lm:
+        if Path(recipe.lm).is_absolute() and not Path(recipe.lm).is_dir():
+            raise RecipeError("there is no such folder", key="captioner.lm", value=recipe.lm,
+                              remedy="give the folder of a Hugging Face model that every node sees")  # fmt: skip
+        return
+    values = {key: value for key, value in recipe.lm_config.items() if key != "model_type"}
+    config = lm_config_of(recipe.lm_config, values)
+    known = (recipe.grid_size or 0) ** 2 if recipe.mapping == "grid" else recipe.prefix_length
+    if known:
+        _check_positions(recipe, known, config)
+
+
+def _check_positions(recipe: CaptionerRecipe, prefix: int, lm_config: Any) -> None:
     """Prefix and longest caption must find room in the LM, or generation fails in the middle of a run."""
-    cells = 1 if len(feature_shape) == 1 else (recipe.grid_size or 0) ** 2 or feature_shape[0]
-    prefix = cells if recipe.mapping == "grid" else recipe.prefix_length
-    room = getattr(lm.config, "max_position_embeddings", None)
+    room = getattr(lm_config, "max_position_embeddings", None)
     if room is not None and prefix + recipe.max_length > room:
         raise RecipeError(
             f"the LM has {room} positions, a prefix of {prefix} and {recipe.max_length} tokens need more",
@@ -79,18 +97,32 @@ def lm_from_scratch(lm_config: dict[str, Any], tokenizer: Tokenizer) -> tuple[nn
     Returns:
         The module and its complete config.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     values = {k: v for k, v in lm_config.items() if k != "model_type"}
     values |= {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.eos_id,
                "eos_token_id": tokenizer.eos_id, "pad_token_id": None}  # fmt: skip
-    try:
-        config = AutoConfig.for_model(lm_config["model_type"], **values)
-    except (KeyError, ValueError) as error:
-        raise RecipeError(f"not a causal LM that transformers knows: {error}", key="captioner.lm_config",
-                          value=lm_config, remedy="model_type: gpt2, llama, mistral ...") from error  # fmt: skip
+    config = lm_config_of(lm_config, values)
     lm = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     return lm, {"model_type": lm_config["model_type"], **values}
+
+
+def lm_config_of(lm_config: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    """A Hugging Face config of `lm_config["model_type"]` with these values.
+
+    Raises:
+        RecipeError: transformers knows no such causal LM, or it takes no such values.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.for_model(lm_config["model_type"], **values)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"{lm_config['model_type']} is no causal LM")
+    except (KeyError, ValueError, TypeError) as error:
+        raise RecipeError(f"not a causal LM that transformers knows: {error}", key="captioner.lm_config",
+                          value=dict(lm_config), remedy="model_type: gpt2, llama, mistral ...") from error  # fmt: skip
+    return config
 
 
 def lm_from_pretrained(source: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tokenizer]:

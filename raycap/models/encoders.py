@@ -141,13 +141,20 @@ def build_encoder(
     return ClipEncoder(clip_of(clip, trained_clip, device), kind=recipe.kind, grid_size=recipe.grid_size)
 
 
-def _timm_model(model: str, weights: str, image_size: int | None) -> tuple[Any, Any]:
+def check_timm_name(model: str) -> None:
+    """Raises RecipeError where timm has no model of that name."""
     import timm
-    from timm.data import create_transform, resolve_data_config
 
     if not timm.is_model(model.split(".")[0]):
         raise RecipeError("no such timm model", key="features.encoder", value=model,
                           remedy="see timm.list_models(), or take clip.reward")  # fmt: skip
+
+
+def _timm_model(model: str, weights: str, image_size: int | None) -> tuple[Any, Any]:
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    check_timm_name(model)
     package = weights.removeprefix("package:") if weights.startswith("package:") else ""
     options: dict[str, Any] = {"img_size": image_size} if image_size and _wants_size(model) else {}
     if weights and not package:  # timm's own way in: it fits position embeddings to another picture size

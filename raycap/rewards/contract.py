@@ -137,7 +137,7 @@ def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDAr
         answer = list(component.score(unique))
     except RaycapError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a library that calls exit() would take its actor along
         what = f"raised {type(error).__name__}: {error}; {len(unique)} captions were asked"
         raise _fault(name, what, unique, 0, "mend the component; nothing was trained on this step") from error
     if len(answer) != len(unique):

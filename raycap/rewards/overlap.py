@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from raycap.errors import RecipeError
-from raycap.metrics.bleu import bleu
+from raycap.metrics.bleu import bleu_counts
 from raycap.metrics.cider import EOS
 from raycap.metrics.ptb import tokenize
+from raycap.metrics.reference_index import index_references
 from raycap.metrics.rouge import rouge_l_caption
 from raycap.rewards.context import Context
 from raycap.types import CaptionBatch
 
-Overlap = Callable[[Sequence[list[str]], Sequence[list[list[str]]]], Sequence[float]]
-"""From N tokenised captions and N lists of tokenised references to N numbers."""
 
+class _OverlapReward(ABC):
+    """An overlap with the labelled references; None for captions of other images.
 
-class _OverlapReward:
-    """An overlap with the labelled references; None for captions of other images."""
+    Args:
+        eos: append the end-of-sequence token to references and to captions that finished by themselves.
+    """
 
-    def __init__(self, context: Context, overlap: Overlap, *, eos: bool) -> None:
-        self.overlap = overlap
+    def __init__(self, context: Context, *, eos: bool) -> None:
         end = [EOS] if eos else []
-        references = context.labelled_references()
+        labelled = {i: texts for i, texts in context.labelled_references().items() if texts}
         self.eos = eos
-        self.references = {i: [tokenize(text) + end for text in texts] for i, texts in references.items()}
+        self.references = {i: [tokenize(text) + end for text in texts] for i, texts in labelled.items()}
+
+    @abstractmethod
+    def overlap(self, candidates: Sequence[list[str]], image_ids: Sequence[str]) -> Sequence[float]:
+        """N numbers of N tokenised captions of labelled images."""
 
     def score(self, batch: CaptionBatch) -> list[float | None]:
-        places = [n for n, image_id in enumerate(batch.image_ids) if self.references.get(image_id)]
+        places = [n for n, image_id in enumerate(batch.image_ids) if image_id in self.references]
         scores: list[float | None] = [None] * len(batch)
         candidates = [tokenize(batch.captions[n]) + [EOS] * (self.eos and batch.finished[n]) for n in places]
-        values = self.overlap(candidates, [self.references[batch.image_ids[n]] for n in places])
+        values = self.overlap(candidates, [batch.image_ids[n] for n in places])
         for place, value in zip(places, values, strict=True):
             scores[place] = value
         return scores
@@ -47,12 +53,14 @@ class BleuReward(_OverlapReward):
     def __init__(self, context: Context, *, order: int = 4, eos: bool = True) -> None:
         if order not in (1, 2, 3, 4):
             raise RecipeError("expected 1, 2, 3 or 4", key="rewards.bleu.options.order", value=order)
-
-        def overlap(candidates: Sequence[list[str]], references: Sequence[list[list[str]]]) -> list[float]:
-            return [float(row[order - 1]) for row in bleu(candidates, references)[1]] if candidates else []
-
-        super().__init__(context, overlap, eos=eos)
+        super().__init__(context, eos=eos)
+        self.order, (self.index, _) = order, index_references(self.references)
         self.signature = f"BLEU[n{order},caption]+eos[{'finished' if eos else 'none'}]"
+
+    def overlap(self, candidates: Sequence[list[str]], image_ids: Sequence[str]) -> Sequence[float]:
+        counts = bleu_counts(candidates, self.index.numbers(image_ids), self.index)
+        values: list[float] = counts.scores()[:, self.order - 1].tolist()
+        return values
 
 
 class RougeReward(_OverlapReward):
@@ -63,5 +71,8 @@ class RougeReward(_OverlapReward):
     """
 
     def __init__(self, context: Context, *, eos: bool = True) -> None:
-        super().__init__(context, lambda captions, several: list(map(rouge_l_caption, captions, several)), eos=eos)
+        super().__init__(context, eos=eos)
         self.signature = f"ROUGE-L[b1.2]+eos[{'finished' if eos else 'none'}]"
+
+    def overlap(self, candidates: Sequence[list[str]], image_ids: Sequence[str]) -> Sequence[float]:
+        return [rouge_l_caption(c, self.references[i]) for c, i in zip(candidates, image_ids, strict=True)]

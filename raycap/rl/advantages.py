@@ -53,14 +53,25 @@ class Advantages:
     Attributes:
         values: float32 [B, K], zero for images that no component applies to.
         kept: bool [B], False for images left with no component; they leave the loss and are counted.
-        shares: each component's share of Σ|w_c (r_c − baseline_c)| over the batch (they sum to 1, or are all 0).
+        magnitudes: each component's Σ|w_c (r_c − baseline_c)| over the batch; sums over batches are added.
         applied: number of images that each component applied to.
     """
 
     values: Float32
     kept: Bool
-    shares: dict[str, float]
+    magnitudes: dict[str, float]
     applied: dict[str, int]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each component's share of the magnitudes (they sum to 1, or are all 0)."""
+        return shares_of(self.magnitudes)
+
+
+def shares_of(magnitudes: Mapping[str, float]) -> dict[str, float]:
+    """Each part of the sum; all 0 where the sum is."""
+    total = sum(magnitudes.values())
+    return {name: (value / total if total else 0.0) for name, value in magnitudes.items()}
 
 
 def combine(
@@ -85,7 +96,7 @@ def combine(
     shape = next(iter(scores.values())).rewards.shape
     total = np.zeros(shape, np.float32)
     kept = np.zeros(shape[0], bool)
-    absolute: dict[str, float] = {}
+    magnitudes: dict[str, float] = {}
     applied: dict[str, int] = {}
     for name, score in scores.items():
         applies = ~(np.isnan(score.rewards).any(axis=1) | np.isnan(score.greedy_rewards))
@@ -95,10 +106,8 @@ def combine(
         part = np.where(applies[:, None], part, np.float32(0)).astype(np.float32)
         total += part
         kept |= applies
-        absolute[name] = float(np.abs(part).sum(dtype=np.float64))
+        magnitudes[name] = float(np.abs(part).sum(dtype=np.float64))
         applied[name] = int(applies.sum())
     if scaling == "group":
         total = total / (total.std(axis=1, keepdims=True) + np.float32(1e-6))
-    everything = sum(absolute.values())
-    shares = {name: (value / everything if everything else 0.0) for name, value in absolute.items()}
-    return Advantages(values=total.astype(np.float32), kept=kept, shares=shares, applied=applied)
+    return Advantages(values=total.astype(np.float32), kept=kept, magnitudes=magnitudes, applied=applied)

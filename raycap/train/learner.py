@@ -5,6 +5,7 @@ loop and, unchanged, by the Ray Train job.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import snapshot
 from raycap.recipe import SCSTRecipe
 from raycap.rewards.mix import Mix
-from raycap.rl.advantages import Advantages, combine
+from raycap.rl.advantages import Advantages, combine, shares_of
 from raycap.rl.diagnostics import ratio_diagnostics
 from raycap.rl.losses import denominator_of, importance_weights, policy_gradient_loss
 from raycap.train.optimizing import Alone, Average, Group, set_lr, warmup_linear
@@ -98,6 +99,7 @@ class Learner:
             **_mean_of(diagnostics),
             **_reward_figures(rollouts, mixed, self.mix.names, self.group),
             **{f"reward/{name}/weight": weight for name, weight in weights.items()},
+            "rollouts": digest(rollouts),
         }
 
     def _weights(self) -> dict[str, float]:
@@ -153,6 +155,20 @@ class Learner:
         return float(norm)
 
 
+def digest(rollouts: Sequence[Rollouts]) -> str:
+    """Of all captions and rewards of some leases, samples and greedy: equal digests mean equal rollouts, bit by bit."""
+    found = blake2b(digest_size=8)
+    for rollout in rollouts:
+        generation = rollout.generation
+        found.update(f"{rollout.lease.step} {rollout.lease.number} {generation.greedy_captions}".encode())
+        arrays: list[NDArray[Any]] = [generation.tokens, generation.lengths]
+        for name in sorted(rollout.scores):
+            arrays += [rollout.scores[name].rewards, rollout.scores[name].greedy_rewards]
+        for array in arrays:
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
 def _mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if not records:
         return {}
@@ -174,7 +190,7 @@ def _reward_figures(
         greedy = _present([r.scores[name].greedy_rewards for r in rollouts])
         sums |= {f"{name} sampled": sampled.sum(), f"{name} squares": (sampled**2).sum(), f"{name} n": sampled.size,
                  f"{name} greedy": greedy.sum(), f"{name} greedy n": greedy.size,
-                 f"{name} share": sum(a.shares[name] for a in mixed),
+                 f"{name} magnitude": sum(a.magnitudes[name] for a in mixed),
                  f"{name} images": sum(a.applied[name] for a in mixed)}  # fmt: skip
     lengths = _present([r.generation.lengths for r in rollouts])
     sums |= {"length": lengths.sum(), "rows": lengths.size,
@@ -182,8 +198,9 @@ def _reward_figures(
              "left": sum(int((~a.kept).sum()) for a in mixed)}  # fmt: skip
     total = dict(zip(sums, group.sum_values([float(value) for value in sums.values()]), strict=True))
     out: dict[str, Any] = {}
+    shares = shares_of({name: total[f"{name} magnitude"] for name in names})
     for name in names if total["leases"] else ():
-        out[f"reward/{name}/share"] = total[f"{name} share"] / total["leases"]
+        out[f"reward/{name}/share"] = shares[name]
         out[f"reward/{name}/images"] = int(total[f"{name} images"])
         if total[f"{name} images"]:
             mean = total[f"{name} sampled"] / total[f"{name} n"]

@@ -55,7 +55,8 @@ def train_scst(
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     started = time.perf_counter()
     if learner.step == 0:
-        look(learner, validator, steering, journal)
+        torch.set_num_threads(cluster.learner_threads)
+        first_look(learner, validator, steering, journal)
     while learner.step < recipe.steps:
         rollouts = []
         torch.set_num_threads(cluster.rollout_threads)
@@ -130,6 +131,12 @@ def far_below_greedy(recipe: SCSTRecipe, values: Mapping[str, Any]) -> str:
                     "baseline nearly every advantage is negative and the policy may collapse; "
                     "consider scst.baseline=leave_one_out")  # fmt: skip
     return ""
+
+
+def first_look(learner: Learner, validator: Validator, steering: Steering, journal: Journal) -> None:
+    """What `select` says before the first update: where the curve starts."""
+    seen = look(learner, validator, steering, journal)
+    journal.log({"step": 0, "total_steps": learner.recipe.steps, "seconds": 0.0, **seen})
 
 
 def look(learner: Learner, validator: Validator, steering: Steering, journal: Journal) -> dict[str, Any]:

@@ -130,8 +130,8 @@ class BestKeeper:
                 f"CIDEr-D on `select` fell from {self.start:.4f} to {value:.4f} at step {step}; "
                 f"the best, {self.best:.4f} at step {self.best_step}, is kept",
                 key="scst.collapse_share", value=self.collapse_share,
-                remedy="start with scst.baseline=leave_one_out, a smaller scst.lr, or an MLE model whose samples are "
-                "nearer to its greedy captions",
+                remedy="start again (rerun=stale) with scst.baseline=leave_one_out, a smaller scst.lr, or an MLE model "
+                "whose samples are nearer to its greedy captions",
             )  # fmt: skip
         return better
 

@@ -12,7 +12,7 @@ from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import data_root
 from raycap.cluster.run import STAGES
 from raycap.cluster.stages import Run
-from raycap.cluster.storage import StageFolder, check_places, differences, run_folder, working_in
+from raycap.cluster.storage import StageFolder, check_places, differences, refuse_stale, run_folder, working_in
 from raycap.errors import RecipeError, StaleStage
 from tests.cluster.conftest import recipe_of
 
@@ -27,15 +27,38 @@ def test_a_finished_unchanged_stage_is_reused(tmp_path: Path) -> None:
     assert folder.finished == {"seconds": 1.0}
 
 
-def test_a_stale_stage_stops_the_run_and_names_what_changed(tmp_path: Path) -> None:
+def two_stages(folder: Path, lr: float) -> list[StageFolder]:
+    mle = StageFolder(folder / "mle", "mle", {"values": {"mle": {"lr": lr}}})
+    return [mle, StageFolder(folder / "scst", "scst", {"inputs": {"mle": mle.fingerprint}})]
+
+
+@pytest.mark.parametrize("kept", ["finished.json", "checkpoints/step-000003"])
+def test_stale_stages_stop_the_run_before_it_starts_and_are_all_named(tmp_path: Path, kept: str) -> None:
     recipe = recipe_of(tmp_path, ["mle"])
-    old = StageFolder(tmp_path / "mle", "mle", {"values": {"mle": {"lr": 0.1}}})
-    old.open(recipe)
-    old.finish({})
-    new = StageFolder(tmp_path / "mle", "mle", {"values": {"mle": {"lr": 0.2}}})
-    with pytest.raises(StaleStage, match=r"values\.mle\.lr: 0\.1 → 0\.2"):
-        new.open(recipe)
-    assert old.finished is not None
+    for folder in (old := two_stages(tmp_path, 0.1)):
+        folder.open(recipe)
+        (folder.path / kept).parent.mkdir(exist_ok=True)
+        (folder.path / kept).write_text("{}")
+    refuse_stale(old)
+    with pytest.raises(StaleStage, match=r"values\.mle\.lr: 0\.1 → 0\.2; with them scst") as stale:
+        refuse_stale(two_stages(tmp_path, 0.2))
+    assert stale.value.key == "mle, scst"
+    assert all((folder.path / kept).exists() for folder in old)
+
+
+def test_a_stage_that_got_nowhere_is_begun_again_with_other_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Following the remedy of an error in `prepare` must not end in another error."""
+    recipe = recipe_of(tmp_path, ["mle"])
+    for folder in two_stages(tmp_path, 0.1):
+        folder.open(recipe)
+        (folder.path / "part-00000.arrow").touch()
+    corrected = two_stages(tmp_path, 0.2)
+    refuse_stale(corrected)
+    assert corrected[0].open(recipe)
+    assert not (corrected[0].path / "part-00000.arrow").exists(), "what was made with the other values stays"
+    assert "begun with other values (values.mle.lr: 0.1 → 0.2)" in capsys.readouterr().out
 
 
 def test_rerun_stale_makes_it_again(tmp_path: Path) -> None:

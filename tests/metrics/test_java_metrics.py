@@ -112,12 +112,27 @@ def test_spice_answers_are_put_in_order(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("program", "named"),
-    [("import sys; sys.exit('out of memory')", "out of memory"), ("import time; time.sleep(60)", "did not finish")],
+    [
+        ("import sys; sys.exit('out of memory')", "out of memory"),
+        ("import time; time.sleep(60)", "did not finish"),
+        (SPICE.replace('len(i["refs"]) / 4', "None"), "gave no score"),
+        (SPICE.replace('len(i["refs"]) / 4', 'float("nan")'), "gave no score"),
+        (SPICE.replace("reversed(items)", "items[1:]"), "KeyError"),
+    ],
 )
 def test_a_failing_spice_is_a_reason(program: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_java(tmp_path, monkeypatch, program)
     monkeypatch.setattr(java_module, "_missing", lambda java, files: None)
     assert named in str(spice(CANDIDATES, REFERENCES, timeout_s=2.0))
+
+
+def test_a_java_that_cannot_be_started_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "java").write_bytes(b"no program for this machine")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(java_module, "_missing", lambda java, files: None)
+    for tool in (meteor, spice):
+        assert "cannot be started" in str(tool(CANDIDATES, REFERENCES))
 
 
 def test_java_is_found_on_the_path_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

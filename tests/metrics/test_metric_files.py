@@ -47,6 +47,13 @@ def test_references_in_every_form(text: str) -> None:
     assert parse_references(text) == {"1": ["a dog", "one dog"], "2": ["a cat"]}
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\x0b"])
+def test_only_a_line_feed_ends_a_line(mark: str) -> None:
+    raw = mark if mark != "\x0b" else "\\u000b"  # JSON takes no bare control character
+    text = f'{{"image_id": 1, "caption": "a{raw}dog"}}\r\n{{"image_id": 2, "caption": "b"}}\r\n'
+    assert parse_candidates(text) == {"1": f"a{mark}dog", "2": "b"}
+
+
 def test_a_single_line_is_jsonl_too() -> None:
     assert parse_candidates('{"image_id": 7, "caption": "x"}') == {"7": "x"}
     assert parse_references('{"image_id": 7, "references": ["x"]}') == {"7": ["x"]}
@@ -59,6 +66,10 @@ def test_a_single_line_is_jsonl_too() -> None:
         ("not json", "JSON"),
         ('[{"image_id": 1, "caption": "x"}', "JSON"),
         ('{"image_id": 1, "caption": "x"}\n{"image_id": 2, "caption": }', "line 2"),
+        ('{"image_id": 1, "caption": "x"}\n\n\n{"image_id": 2, "caption": }', "line 4"),
+        ('{"image_id": 1, "caption": "x"}\n{"image_id": 2, "image_id": 3, "caption": ""}', "results.json:2"),
+        ("[" * 100_000, "JSON"),
+        ('{"image_id": 1, "caption": "x"}\n' + "[" * 100_000, "line 2"),
         ("3", "int"),
         ('[{"image_id": 1, "caption": "x"}, {"image_id": "1", "caption": "y"}]', "'1'"),
         ('{"7": "x", "7": "y"}', "'7'"),

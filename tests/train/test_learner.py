@@ -19,6 +19,7 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import load_snapshot
 from raycap.recipe import SCSTRecipe
 from raycap.rewards.contract import score_generation
+from raycap.rl.advantages import combine
 from raycap.train.learner import Learner
 from raycap.train.prompts import PromptSchedule
 from raycap.train.scst import generate_lease
@@ -259,7 +260,17 @@ def test_what_is_logged_of_the_rewards(make_captioner: MakeCaptioner, tiny: Tiny
     applies = sum(int(p.image_id[-2:]) % 3 != 0 for r in rollouts for p in r.lease.prompts)
     assert (values["reward/length/images"], values["reward/picky/images"]) == (12, applies)
     assert 0 < applies < 12
-    assert values["reward/length/share"] + values["reward/picky/share"] == pytest.approx(1)
+    whole = {
+        name: ComponentScores(
+            np.concatenate([r.scores[name].rewards for r in rollouts]),
+            np.concatenate([r.scores[name].greedy_rewards for r in rollouts]),
+            0.0,
+        )
+        for name in ("length", "picky")
+    }
+    shares = combine(whole, {"length": 1.0, "picky": 0.1}, baseline="leave_one_out").shares
+    assert sum(shares.values()) == pytest.approx(1)
+    assert {name: values[f"reward/{name}/share"] for name in shares} == pytest.approx(shares)
     assert values["images_without_reward"] == 0
     lengths = np.concatenate([r.generation.lengths for r in rollouts])
     assert values["length"] == pytest.approx(lengths.mean())

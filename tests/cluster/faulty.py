@@ -1,0 +1,28 @@
+"""Reward components with planted faults, for tests: a module that every process of the test's Ray can import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from raycap.types import CaptionBatch
+
+
+class Faulty:
+    """Its captions' lengths, but for the caption at `place`, where `fault` happens."""
+
+    def __init__(self, context: Any, *, fault: str, place: int = 1) -> None:
+        self.fault, self.place = fault, place
+
+    def score(self, batch: CaptionBatch) -> Sequence[float | None]:
+        values: list[float | None] = [float(len(caption)) for caption in batch.captions]
+        if self.fault == "exception":
+            raise ValueError("planted")
+        if self.fault == "exit":
+            raise SystemExit(3)
+        if self.fault == "short":
+            return values[:-1]
+        if self.fault == "long":
+            return [*values, 0.0]
+        values[self.place] = {"nan": float("nan"), "infinity": float("inf"), "none": None}.get(self.fault, 0.0)
+        return values

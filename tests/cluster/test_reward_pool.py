@@ -1,0 +1,98 @@
+"""The reward contract through Ray: what a component does wrong in its actor, and what becomes of it here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raycap.cluster.reward_pool import RewardPools, RewardWorker
+from raycap.cluster.run import run_recipe
+from raycap.errors import RewardError
+from raycap.rewards.context import ContextSpec
+from raycap.rl.advantages import combine
+from raycap.train.journal import read_log
+from raycap.types import Generation, Lease, Prompt
+
+pytestmark = pytest.mark.ray
+SOURCE = "tests.cluster.faulty:Faulty"
+
+
+def lease() -> Lease:
+    return Lease(0, 0, (Prompt("a.jpg", 0), Prompt("b.jpg", 1)))
+
+
+def generation() -> Generation:
+    """Two images with two samples each, of 3, 5, 4 and 8 letters, and a greedy caption each."""
+    captions = ("dog", "a dog", "cats", "two cats")
+    return Generation(
+        tokens=np.zeros((4, 2), np.int64),
+        lengths=np.full(4, 2),
+        behavior_logprobs=np.zeros((4, 2), np.float32),
+        finished=np.ones(4, bool),
+        captions=captions,
+        greedy_captions=("dogs", "a cat"),
+        greedy_finished=np.ones(2, bool),
+        num_samples=2,
+    )
+
+
+@pytest.fixture
+def pool_of(ray_session: Any, prepared: Any) -> Any:
+    """Starts a pool of one component with a planted fault."""
+    started: list[Any] = []
+
+    def start(fault: str, **options: Any) -> RewardPools:
+        spec = ContextSpec(
+            recipe=None, prepared=str(prepared.folder), labelled=frozenset(), document_frequency="",
+            clip_embeddings="", trained_clip="", device="cpu",
+        )  # fmt: skip
+        kind = ray_session.remote(RewardWorker).options(num_cpus=0)
+        actor = kind.remote("mine", spec, {"fault": fault, **options}, SOURCE, 1)
+        started.append(actor)
+        return RewardPools({"mine": [actor]})
+
+    yield start
+    for actor in started:
+        ray_session.kill(actor)
+
+
+@pytest.mark.parametrize(
+    ("fault", "caption", "what"),
+    [
+        ("exception", "dog", "raised ValueError: planted"),
+        ("exit", "dog", "raised SystemExit"),
+        ("nan", "a dog", "nan"),
+        ("infinity", "a dog", "inf"),
+        ("short", "a cat", "5 values for 6 captions"),
+        ("long", "a cat", "7 values for 6 captions"),
+    ],
+)
+def test_a_failure_is_never_a_reward(pool_of: Any, fault: str, caption: str, what: str) -> None:
+    pools = pool_of(fault)
+    for _ in range(2):  # the actor lives, and says the same again
+        with pytest.raises(RewardError) as failed:
+            pools.score(lease(), generation())
+        assert (failed.value.key, failed.value.value) == ("rewards.mine", caption)
+        assert what in str(failed.value)
+        assert ".jpg" in str(failed.value)
+
+
+def test_none_takes_the_component_out_for_that_image_alone(pool_of: Any) -> None:
+    """By hand: image a has a None among its captions; image b: 4 and 8 letters against 5, weight 0.5."""
+    scores = pool_of("none", place=1).score(lease(), generation())
+    np.testing.assert_array_equal(scores["mine"].rewards, np.float32([[3, np.nan], [4, 8]]))
+    mixed = combine(scores, {"mine": 0.5}, baseline="greedy")
+    np.testing.assert_allclose(mixed.values, [[0, 0], [-0.5, 1.5]])
+    assert mixed.kept.tolist() == [False, True]
+    assert mixed.applied == {"mine": 1}
+
+
+def test_a_run_ends_with_the_component_and_the_caption(ray_session: Any, tiny_run: Any) -> None:
+    run = tiny_run("faulty", rewards={"cider": {}, "mine": {"source": SOURCE, "options": {"fault": "nan"}}})
+    with pytest.raises(RewardError, match=r"rewards.mine = .*nan") as failed:
+        run_recipe(run.recipe)
+    assert failed.value.exit_code == 1
+    assert [r["step"] for r in read_log(run.path("scst", 0))] == [0], "nothing was learned from it"
+    assert not (run.path("scst", 0) / "finished.json").exists()
