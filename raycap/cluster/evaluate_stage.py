@@ -67,7 +67,8 @@ def evaluate_stage(run: Run, seed: int) -> dict[str, Any]:
     systems = [System(s, n, d) for n in run.recipe.run_seeds for s in stages for d in recipe.decodings]
     captions = _captions(run, systems, ids, folder)
     clip, pictures = _judge(run, dataset, ids)
-    scored = {s: score_system(captions[s], references, recipe.metrics, clip, pictures) for s in systems}
+    training = [text for i in run.labelled_ids(dataset) for text in dataset.references(i)]
+    scored = {s: score_system(captions[s], references, recipe.metrics, clip, pictures, training) for s in systems}
     rows = [_row(run, system, scored[system], clip) for system in systems]
     replace_split(run.folder / RESULTS, recipe.split, rows)
     for system in systems:
@@ -192,6 +193,7 @@ def _report(
     finished = {stage: run.stage_folder(stage, seed).finished for stage in run.stages if run.has(stage)}
     seconds = {str(stage): f["wall_seconds"] for stage, f in finished.items() if f and "wall_seconds" in f}
     curves = {str(s): read_log(run.path(s, seed)) for s in ("mle", "scst", "mle_continued") if s in stages}
+    rewards = (finished.get("scst") or {}).get("rewards", {})
     counts = run.results("prepare", 0)["counts"]
     left_out = len(dataset.ids(recipe.evaluate.split)) - len(references) if recipe.evaluate.split != "select" else 0
     facts = {
@@ -202,6 +204,7 @@ def _report(
         **({"left out": f"{left_out} images of {recipe.evaluate.split} without captions"} if left_out else {}),
         "input": str(run.dataset.manifest.get("report", "")),
         "checkpoints": "; ".join(f"{s.label}: step {_step(run, s)}" for s in shown),
+        **({"rewards": "; ".join(rewards.values())} if rewards else {}),
         "pictures shown": f"captions by {decoding} decoding, seed {seed}",
         "versions": f"raycap {raycap.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"ray {ray.__version__}",

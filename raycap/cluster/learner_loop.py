@@ -43,7 +43,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     validator = Validator(config["select_references"], features, max_length=recipe.captioner.max_length)
     mix = Mix(recipe.rewards, recipe.scst.steps)
     learner = Learner(captioner, features, recipe.scst, mix, group, seed=config["seed"])
-    steering = Steering(mix, recipe.scst.collapse_share)
+    steering = Steering(mix, recipe.scst.collapse_share, recipe.scst.watch_looks)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     same_step(group, learner.step)
     started = time.perf_counter()

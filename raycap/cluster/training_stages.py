@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import raycap
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
@@ -26,7 +27,7 @@ from raycap.errors import RecipeError
 from raycap.models.build import new_captioner
 from raycap.models.checkpoint import load_captioner
 from raycap.models.grid import side_of
-from raycap.recipe import ClusterRecipe, Recipe
+from raycap.recipe import ClusterRecipe, Recipe, SCSTRecipe
 from raycap.recipe.sections import WITH_REFERENCES
 from raycap.rewards.cider import write_document_frequency
 from raycap.rewards.context import ContextSpec
@@ -171,7 +172,8 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
     pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
     try:
-        signatures = pools.wait_until_ready()
+        signatures = reward_signatures(pools.wait_until_ready(), recipe.scst)
+        write_json(folder / "rewards.json", signatures)
         with RolloutCrew(_rollout_starter(run, seed, pools), exchange, recipe.cluster.rollout_workers) as crew:
             with _shown(folder, "scst"):
                 results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
@@ -181,6 +183,15 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     finally:
         for actor in [exchange, *(a for pool in pools.actors.values() for a in pool)]:
             ray.kill(actor)
+
+
+_BASELINE_NAMES = {"leave_one_out": "average", "greedy": "greedy", "mean": "mean"}  # as SacreEOS calls them
+
+
+def reward_signatures(components: Mapping[str, str], recipe: SCSTRecipe) -> dict[str, str]:
+    """What exactly was rewarded, by component: its own signature, the baseline, K (SacreEOS's nspi), our version."""
+    ending = f"{_BASELINE_NAMES[recipe.baseline]}[nspi{recipe.num_samples}]+raycap-{raycap.__version__}"
+    return {name: f"{signature}+{ending}" for name, signature in components.items()}
 
 
 def reward_context(run: Run, folder: Path) -> ContextSpec:

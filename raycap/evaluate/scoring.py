@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from raycap.evaluate.judge import judge_embeddings
+from raycap.metrics.diversity import novel_share, vocabulary_size
 from raycap.metrics.ptb import tokenize
+from raycap.metrics.retrieval import self_retrieval
 from raycap.metrics.score import Scores, score_captions
-from raycap.metrics.surface import bad_ending_rate, mean_length
+from raycap.metrics.surface import bad_ending_rate, mean_length, unsupported_gender_rate
 from raycap.models.clip import Clip
 
 
@@ -19,11 +21,15 @@ def score_system(
     metrics: Sequence[str],
     judge: Clip | None,
     pictures: Mapping[str, Any],
+    training: Iterable[str] = (),
 ) -> Scores:
-    """Scores with the captions' mean length (tokens), bad-ending rate and number of different words among the metrics.
+    """Scores, and beside them what captions look like: mean length (tokens), share of bad endings, different words,
+    share with a gender word that no reference supports, share that no training caption says word for word; with a judge
+    the share of captions that find their own image among all (self-retrieval R@1/5/10).
 
     Args:
         pictures: the judge's embeddings by image id.
+        training: the captions that the system was trained on, where they are known.
     """
     embeddings = judge_embeddings(judge, pictures, captions, references) if judge is not None else None
     scores = score_captions(captions, references, metrics, embeddings=embeddings)
@@ -31,8 +37,17 @@ def score_system(
     surface = {
         "bad_ending_rate": bad_ending_rate(tokens),
         "length": mean_length(tokens),
-        "vocabulary": float(len({word for caption in tokens for word in caption})),
+        "vocabulary": float(vocabulary_size(tokens)),
+        "unsupported_gender_rate": unsupported_gender_rate(
+            tokens, [[tokenize(text) for text in references[image]] for image in captions]
+        ),
     }
+    known = [tokenize(text) for text in training]
+    if known:
+        surface["novel_share"] = novel_share(tokens, known)
+    if embeddings is not None and captions:
+        image, caption = embeddings.pairs(list(captions))
+        surface |= {f"self_retrieval_r{k}": share for k, share in self_retrieval(caption, image).items()}
     unavailable = dict(scores.unavailable)
     if judge is None:
         unavailable.update({name: "no judge" for name in ("clipscore", "refcompare") if name in metrics})

@@ -48,6 +48,13 @@ COLUMNS = (
     Column("refclipscore", "RefCLIPScore", extra=True),
     Column("bad_ending_rate", "bad endings %", scale=100.0, digits=1),
     Column("length", "length", digits=1, spread=False),
+    Column("vocabulary", "words", digits=0, spread=False, extra=True),
+    Column("novel_share", "novel %", scale=100.0, digits=0, spread=False, extra=True),
+    Column("unsupported_gender_rate", "unsupported gender %", scale=100.0, digits=1, spread=False, extra=True),
+    Column("self_retrieval_r1", "finds its picture % (R@1)", scale=100.0, digits=1, extra=True),
+    Column("self_retrieval_r10", "R@10 %", scale=100.0, digits=1, extra=True),
+    Column("refcompare_own_refs", "RefCompare, own", extra=True),
+    Column("refcompare_pooled", "RefCompare, pooled", extra=True),
 )
 TITLES = {column.key: column.title for column in COLUMNS}
 

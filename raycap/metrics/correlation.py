@@ -1,7 +1,7 @@
 """Agreement of a metric with human judgements: Kendall's τ-b and τ-c, Pearson's r, ties exact, O(n log n).
 
-Both τ count concordant minus discordant pairs (Kendall 1945; Stuart 1953 for τ-c). Pairs are counted in whole numbers,
-so there is no rounding until the last division.
+Both τ count concordant minus discordant pairs: τ-b = (C − D) / √((P − T_x)(P − T_y)) (Kendall 1945), τ-c =
+2m(C − D) / (n²(m − 1)) (Stuart 1953). Pairs are counted in whole numbers: no rounding until the last division.
 """
 
 from __future__ import annotations

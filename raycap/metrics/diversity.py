@@ -19,7 +19,7 @@ from raycap.metrics.reference_index import Tokens
 
 
 def distinct_n(samples: Sequence[Tokens], n: int) -> float:
-    """Distinct n-grams in K samples of one image ÷ words in them (Li et al. 2016); 0 when there are no words."""
+    """|distinct n-grams of K samples| ÷ |words in them|, one image (Li et al. 2016); 0 when there are no words."""
     words = sum(map(len, samples))
     distinct = {tuple(tokens[i : i + n]) for tokens in samples for i in range(len(tokens) - n + 1)}
     return len(distinct) / words if words else 0.0
@@ -32,7 +32,7 @@ def mbleu(samples: Sequence[Sequence[Tokens]]) -> Floats:
         samples: N images of K ≥ 2 tokenised samples each.
 
     Returns:
-        float64 [4]: for n = 1..4 the mean over k of the corpus BLEU-n of all k-th samples (Wang and Chan 2019).
+        float64 [4]: for n = 1..4 (1/K) Σ_k BLEU-n of all k-th samples as a corpus (Wang and Chan 2019).
 
     Raises:
         Refused: fewer than two samples, or not equally many for every image.
@@ -89,11 +89,14 @@ def _spectral_diversity(kernel: Floats) -> float:
 
 
 def vocabulary_size(captions: Iterable[Tokens]) -> int:
-    """Number of distinct words in tokenised captions."""
+    """|{w : w in some caption}|, the distinct words of tokenised captions (van Miltenburg et al. 2018)."""
     return len({token for tokens in captions for token in tokens})
 
 
 def novel_share(captions: Sequence[Tokens], training: Iterable[Tokens]) -> float:
-    """Share of tokenised captions that equal no tokenised training caption; 0 for none."""
+    """Share of tokenised captions that equal no tokenised training caption; 0 for none.
+
+    ("% novel" of van Miltenburg et al. 2018.)
+    """
     known = {" ".join(tokens) for tokens in training}
     return sum(" ".join(tokens) not in known for tokens in captions) / len(captions) if captions else 0.0

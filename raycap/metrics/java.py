@@ -59,7 +59,7 @@ def _missing(java: str | None, files: Sequence[Path | None]) -> str | None:
 def meteor(
     candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *, timeout_s: float = 1800.0
 ) -> Result:
-    """METEOR 1.5 for English, normalised (Denkowski and Lavie 2014), as coco-caption runs it.
+    """METEOR 1.5 for English, normalised, as coco-caption runs it: F_mean · (1 − penalty) (Denkowski and Lavie 2014).
 
     Args:
         candidates: C tokenised captions.
@@ -156,7 +156,7 @@ def _running(command: Sequence[str], folder: Path, timeout_s: float) -> Iterator
 
 
 def spice(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *, timeout_s: float = 7200.0) -> Result:
-    """SPICE 1.0: F-score over scene-graph tuples (Anderson et al. 2016), with the parameters of `meteor`.
+    """SPICE 1.0: F-score over scene-graph tuples 2PR/(P + R) (Anderson et al. 2016), with the parameters of `meteor`.
 
     Returns:
         (mean, per-image F-scores), or why SPICE is unavailable. Nothing is downloaded.

@@ -1,7 +1,9 @@
 """RefCompare: the share of human captions that CLIP finds less relevant to the image than the generated caption.
 
-From the paper on self-supervised captioning with CLIP, which leaves open which human captions are meant: its per-image
-figures cannot come from an image's five references alone. So both readings are here: `own_refs` and `pooled`.
+From the paper on self-supervised captioning with CLIP relevance (in words; it prints no equation), which leaves
+open which human captions are meant: its per-image figures cannot come from an image's five references alone. So
+both readings are here, S = mean over references r of [cos(r, image) < cos(candidate, image)], ties counting half:
+`own_refs` over the image's own r, `pooled` over those of the whole split.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Self-retrieval: does a caption find its own image among all others? A measure of distinctive captions.
 
-(Dai and Lin 2017; Liu et al. 2018.) On embeddings of one CLIP; a judge's CLIP, never the one that rewards.
+R@k = share of captions with rank(own image by cos(caption, image)) ≤ k (Dai and Lin 2017; Liu et al. 2018).
+On embeddings of one CLIP; a judge's CLIP, never the one that rewards.
 """
 
 from __future__ import annotations

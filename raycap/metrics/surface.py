@@ -39,7 +39,7 @@ MALE, FEMALE = frozenset(_MALE.split()), frozenset(_FEMALE.split())
 
 
 def mean_length(captions: Sequence[Tokens]) -> float:
-    """Mean number of tokens; 0 for no captions."""
+    """(1/C) Σ tokens of a caption, after PTB tokenisation (van Miltenburg et al. 2018); 0 for none."""
     return sum(map(len, captions)) / len(captions) if captions else 0.0
 
 
@@ -50,7 +50,7 @@ def has_bad_ending(caption: Tokens) -> bool:
 
 
 def bad_ending_rate(captions: Sequence[Tokens]) -> float:
-    """Share of captions with a bad ending; 0 for no captions."""
+    """Share of captions with a bad ending (Guo et al. 2018: what RL without EOS leads to); 0 for none."""
     return sum(map(has_bad_ending, captions)) / len(captions) if captions else 0.0
 
 
@@ -79,6 +79,9 @@ def unsupported_gender(caption: Tokens, references: Sequence[Tokens]) -> list[st
 
 
 def unsupported_gender_rate(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """Share of captions with a gender word that their references do not support; 0 for no captions."""
+    """Share of captions with a gender word that their references do not support; 0 for no captions.
+
+    (The error rate of Hendricks et al. 2018, by references and not by a label of the person.)
+    """
     flags = [bool(unsupported_gender(caption, several)) for caption, several in zip(captions, references, strict=True)]
     return sum(flags) / len(flags) if flags else 0.0

@@ -168,7 +168,10 @@ class ScheduleRecipe(Section):
     start: int = Field(0, ge=0, description="linear: the step at which it begins to move")
     end: int | None = Field(None, ge=1, description="linear: the step at which it has arrived; the last one when null")
     at: dict[Annotated[int, Field(ge=0)], float] = Field({}, description="step: the weight from each step on")
-    patience: Positive = Field(3, description="plateau: looks at `select` without a better CIDEr-D before it moves")
+    metric: Literal["select_cider", "select_bad_endings", "select_repetition"] = Field(
+        "select_cider", description="plateau: the figure of a look at `select`; the last two are better when lower"
+    )
+    patience: Positive = Field(3, description="plateau: looks at `select` without a better figure before it moves")
     min_gain: float = Field(0.0, ge=0, description="plateau: what counts as better")
 
     @model_validator(mode="after")
@@ -214,6 +217,9 @@ class SCSTRecipe(Views):
     importance: Literal["none", "token", "sequence"] = Field("token", description="weights of stale samples, lag > 0")
     importance_cap: float = Field(2.0, gt=0, description="they are truncated here")
     select_every: Positive = Field(50, description="steps between two looks at `select`, each with a checkpoint")
+    watch_looks: Positive = Field(
+        3, description="looks at `select` over which the watch for exploited rewards compares"
+    )
     keep_checkpoints: Positive = Field(2, description="newest ones kept for resuming, besides the best")
     collapse_share: Share = Field(0.5, description="the run stops when `select` falls below this share of its start")
 

@@ -22,7 +22,8 @@ def write_document_frequency(references: Mapping[str, Sequence[str]], file: Path
 
 
 class CiderReward:
-    """CIDEr-D against the image's labelled references (Vedantam et al. 2015; SCST's reward). None where it has none.
+    """CIDEr-D against the image's labelled references (Vedantam et al. 2015, eq. 8; the reward R of HAR eq. 2).
+    None where it has none.
 
     Args:
         eos: append the end-of-sequence token to references and to candidates that finished by themselves; without
@@ -38,7 +39,8 @@ class CiderReward:
         tokenized = {image_id: [tokenize(text) for text in texts] for image_id, texts in references.items()}
         self.known = frozenset(tokenized)
         self.prepared = prepare_references(tokenized, frequency)
-        self.signature = f"CIDEr-D[n4,s6.0]+df[train]+eos[{'finished' if eos else 'none'}]"
+        # as SacreEOS writes it (Hu et al. 2022): whether EOS counts in rewards and in the document frequencies
+        self.signature = f"{'STANDARD_wInit' if eos else 'NO<EOS>_w/oInit'}+Cider-D[n4,s6.0]"
 
     def score(self, batch: CaptionBatch) -> list[float | None]:
         places = [n for n, image_id in enumerate(batch.image_ids) if image_id in self.known]

@@ -12,7 +12,11 @@ from raycap.types import CaptionBatch
 
 
 class ClipReward:
-    """2.5 · max(cos(image, prompt + caption), 0) (Hessel et al. 2021); image embeddings are computed beforehand."""
+    """2.5 · max(cos(image, prompt + caption), 0) (Hessel et al. 2021, eq. 1), the relevance of the paper on
+    self-supervised captioning, scaled.
+
+    Image embeddings are computed beforehand.
+    """
 
     def __init__(self, context: Context, *, batch_size: int = 256) -> None:
         recipe, folder = context.reward_clip

@@ -24,7 +24,8 @@ class Critic(Protocol):
 
 
 class CriticReward:
-    """A critic's value of each caption.
+    """A critic's value of each caption: `Feedback` of the paper on captions tuned by human feedback
+    (eq. 1), there −1..1.
 
     Args:
         model: `package.module:ClassName` of a `Critic`.

@@ -14,7 +14,7 @@ from raycap.recipe import RewardRecipe, ScheduleRecipe
 
 
 class Mix:
-    """Weights by component, and what moves them.
+    """Weights by component, and what moves them: the w_c(step) of A = Σ_c w_c (r_c − baseline_c). (Our own.)
 
     Args:
         rewards: the recipe's components.
@@ -43,9 +43,13 @@ class Mix:
         """Weights of the update that makes version `step` + 1."""
         return {name: self._weight(name, reward, step) for name, reward in self.rewards.items()}
 
-    def look(self, step: int, select_cider: float) -> dict[str, float]:
-        """A look at `select` before the update of `step`; new weights of the components that it switched."""
-        switched = [name for name, plateau in self._plateaus.items() if plateau.look(step, select_cider)]
+    def look(self, step: int, figures: Mapping[str, float]) -> dict[str, float]:
+        """A look at `select` before the update of `step`; new weights of the components that it switched.
+
+        Args:
+            figures: at least those that plateaus of this mix watch.
+        """
+        switched = [name for name, plateau in self._plateaus.items() if plateau.look(step, figures)]
         return {name: self.at(step)[name] for name in switched}
 
     def _weight(self, name: str, reward: RewardRecipe, step: int) -> float:
@@ -75,7 +79,7 @@ def _is_plateau(schedule: ScheduleRecipe | None) -> bool:
 
 
 class _Plateau:
-    """Switches once, when the metric has not risen by `min_gain` for `patience` looks."""
+    """Switches once, when the metric has not become better by `min_gain` for `patience` looks."""
 
     def __init__(self, schedule: ScheduleRecipe | None) -> None:
         assert schedule is not None
@@ -83,9 +87,11 @@ class _Plateau:
         self.best, self.since = -math.inf, 0
         self.switched_at: int | None = None
 
-    def look(self, step: int, value: float) -> bool:
+    def look(self, step: int, figures: Mapping[str, float]) -> bool:
         if self.switched_at is not None:
             return False
+        metric = self.schedule.metric
+        value = figures[metric] if metric == "select_cider" else -figures[metric]
         if value > self.best + self.schedule.min_gain:
             self.best, self.since = value, 0
             return False

@@ -13,7 +13,7 @@ from raycap.types import CaptionBatch
 
 
 class LengthReward:
-    """−max(0, |words − target| − tolerance) / target: 0 near the target, falling linearly outside.
+    """−max(0, |words − target| − tolerance) / target: 0 near the target, falling linearly outside. (Our own.)
 
     Args:
         target: words; the mean length of the labelled references when None.

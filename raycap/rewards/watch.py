@@ -13,14 +13,18 @@ POINT = 0.01  # a share that should be low counts as worse from this on
 class HackingWatch:
     """Says when a component climbs on training images while held-out captions get worse.
 
+    (Our own; the symptom is that of Gao et al. 2023, fig. 1: the rewarded score rises, the one that counts falls.)
+
     Both are compared with `window` looks ago, so that the noise of one look says nothing.
 
     Held-out figures are those of the greedy captions of `select`: `select_cider` should rise, `select_bad_endings` and
-    `select_repetition` should stay low, `select_length` should stay within a quarter of its first value.
+    `select_repetition` should stay low, `select_length` should stay within a quarter of its first value. A component of
+    weight 0 is held out too, from the reward: it should not fall while another one climbs.
     """
 
     def __init__(self, window: int = 3) -> None:
         self.window = window
+        self._idle: set[str] = set()  # components of weight 0
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._looks: list[dict[str, float]] = []
@@ -30,6 +34,7 @@ class HackingWatch:
         """The log values of one step."""
         for key, value in values.items():
             if key.startswith("reward/") and key.endswith("/sampled"):
+                (self._idle.discard if values.get(_weight_of(key), 1.0) else self._idle.add)(key)
                 self._sums[key] = self._sums.get(key, 0.0) + float(value)
                 self._counts[key] = self._counts.get(key, 0) + 1
 
@@ -41,8 +46,10 @@ class HackingWatch:
         if len(self._looks) <= self.window:
             return []
         then, now = self._looks[0], self._looks[-1]
-        climbing = [k for k in means if k in then and now[k] - then[k] > RISE * max(abs(then[k]), 1e-6)]
-        worse = [key for key in held_out if key in then and _worse(key, then[key], now[key])]
+        rewarded = [key for key in means if key not in self._idle and key in then]
+        climbing = [key for key in rewarded if now[key] - then[key] > RISE * max(abs(then[key]), 1e-6)]
+        watched = [key for key in (*held_out, *sorted(self._idle)) if key in then and key in now]
+        worse = [key for key in watched if _worse(key, then[key], now[key])]
         found = {f"{component} {figure}": (component, figure) for component in climbing for figure in worse}
         fresh = [key for key in found if key not in self._said]
         self._said = set(found)
@@ -50,10 +57,15 @@ class HackingWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Taken right after a look, when nothing is summed up yet."""
-        return {"looks": [dict(look) for look in self._looks], "said": sorted(self._said)}
+        return {"looks": [dict(look) for look in self._looks], "said": sorted(self._said), "idle": sorted(self._idle)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._looks, self._said = [dict(look) for look in state["looks"]], set(state["said"])
+        self._idle = set(state["idle"])
+
+
+def _weight_of(key: str) -> str:
+    return key.removesuffix("sampled") + "weight"
 
 
 def _worse(figure: str, then: float, now: float) -> bool:
@@ -66,8 +78,9 @@ def _worse(figure: str, then: float, now: float) -> bool:
 
 def _sentence(component: str, figure: str, then: Mapping[str, float], now: Mapping[str, float], looks: int) -> str:
     name = component.split("/")[1]
+    fallen = f"the unrewarded {figure.split('/')[1]}" if figure.startswith("reward/") else figure
     climb = f"{then[component]:.3f} to {now[component]:.3f}"
     return (f"over {looks} looks the reward {name} climbed from {climb} on training images "
-            f"while {figure} went from {then[figure]:.3f} to {now[figure]:.3f}: it may be exploited, or the "
+            f"while {fallen} went from {then[figure]:.3f} to {now[figure]:.3f}: it may be exploited, or the "
             f"images learned by heart; lower its weight, add a brake (length, repetition, bad_ending), or stop here "
             "(the best checkpoint is kept)")  # fmt: skip

@@ -51,7 +51,7 @@ def train_scst(
         best_cider, best_step, start_cider, steps, seconds.
     """
     learner = Learner(captioner, features, recipe, weights, seed=seed)
-    steering = Steering(learner.mix, recipe.collapse_share)
+    steering = Steering(learner.mix, recipe.collapse_share, recipe.watch_looks)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     started = time.perf_counter()
     if learner.step == 0:

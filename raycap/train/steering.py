@@ -16,10 +16,11 @@ class Steering:
     Args:
         mix: the learner's own.
         collapse_share: see `BestKeeper`.
+        watch_looks: see `HackingWatch`.
     """
 
-    def __init__(self, mix: Mix, collapse_share: float = 0.0) -> None:
-        self.keeper, self.mix, self.watch = BestKeeper(collapse_share), mix, HackingWatch()
+    def __init__(self, mix: Mix, collapse_share: float = 0.0, watch_looks: int = 3) -> None:
+        self.keeper, self.mix, self.watch = BestKeeper(collapse_share), mix, HackingWatch(watch_looks)
 
     def look(self, step: int, figures: Mapping[str, float]) -> tuple[bool, dict[str, Any]]:
         """Figures of the greedy captions of `select` at a step: whether they are the best, and what goes into the log.
@@ -29,7 +30,7 @@ class Steering:
         """
         best = self.keeper.look(figures["select_cider"], step)
         record: dict[str, Any] = {**figures, "best": best}
-        if switched := self.mix.look(step, figures["select_cider"]):
+        if switched := self.mix.look(step, figures):
             record["weights_switched"] = switched
         if warnings := self.watch.look(figures):
             record["warning"] = "; ".join(warnings)

@@ -89,8 +89,8 @@ def test_frequencies_counted_with_the_other_setting_are_refused(make_context: Ma
 
 
 def test_the_signature_says_whether_the_end_counts(make_context: MakeContext) -> None:
-    assert CiderReward(make_context()).signature == "CIDEr-D[n4,s6.0]+df[train]+eos[finished]"
-    assert CiderReward(make_context(eos=False), eos=False).signature == "CIDEr-D[n4,s6.0]+df[train]+eos[none]"
+    assert CiderReward(make_context()).signature == "STANDARD_wInit+Cider-D[n4,s6.0]"
+    assert CiderReward(make_context(eos=False), eos=False).signature == "NO<EOS>_w/oInit+Cider-D[n4,s6.0]"
 
 
 def test_frequencies_are_written_whole_and_the_same_each_time(tmp_path: Path) -> None:

@@ -44,24 +44,31 @@ def test_steps_hold_until_the_next_one() -> None:
 def test_a_plateau_switches_once_after_its_patience() -> None:
     made = mix(weight=1.0, kind="plateau", to=0.1, patience=2, min_gain=0.01)
     looks = [(0, 0.50), (10, 0.60), (20, 0.605), (30, 0.59), (40, 0.9), (50, 0.1), (60, 0.1)]
-    switched = [made.look(step, value) for step, value in looks]
+    switched = [made.look(step, {"select_cider": value}) for step, value in looks]
     assert switched == [{}, {}, {}, {"r": 0.1}, {}, {}, {}]
     assert weights(made, 30) == [0.1]
     assert made.has_state
+
+
+def test_a_plateau_of_a_figure_that_should_be_low() -> None:
+    made = mix(weight=0.0, kind="plateau", to=1.0, patience=2, metric="select_bad_endings")
+    looks = [0.5, 0.4, 0.45, 0.4]
+    figures = [{"select_cider": 1.0 + n, "select_bad_endings": value} for n, value in enumerate(looks)]
+    assert [made.look(step, seen) for step, seen in enumerate(figures)] == [{}, {}, {}, {"r": 1.0}]
 
 
 def test_a_resumed_plateau_goes_on_where_it_was() -> None:
     looks = [0.5, 0.6, 0.59, 0.58, 0.57]
     whole = mix(kind="plateau", to=0.0, patience=3)
     for step, value in enumerate(looks):
-        whole.look(step, value)
+        whole.look(step, {"select_cider": value})
     for cut in range(len(looks)):
         first, second = mix(kind="plateau", to=0.0, patience=3), mix(kind="plateau", to=0.0, patience=3)
         for step, value in enumerate(looks[:cut]):
-            first.look(step, value)
+            first.look(step, {"select_cider": value})
         second.load_state_dict(first.state_dict())
         for step, value in enumerate(looks[cut:], cut):
-            second.look(step, value)
+            second.look(step, {"select_cider": value})
         assert second.state_dict() == whole.state_dict()
     assert weights(whole, 9) == [0.0]
 

@@ -55,6 +55,23 @@ def test_bad_endings_repetition_and_length_are_watched_too() -> None:
         assert figure in said[3][0]
 
 
+def test_a_component_of_weight_0_only_watches() -> None:
+    def looks(weight: float, watched: list[float]) -> list[list[str]]:
+        watch, said = HackingWatch(), []
+        for climb, value in zip([0.5, 0.6, 0.7, 0.8], watched, strict=True):
+            rewards = {"reward/clip/sampled": climb, "reward/rouge/sampled": value}
+            watch.observe({**rewards, "reward/clip/weight": 1.0, "reward/rouge/weight": weight})
+            said.append(watch.look(GOOD))
+        return said
+
+    falling = looks(0.0, [0.4, 0.4, 0.4, 0.3])
+    assert [len(sentences) for sentences in falling] == [0, 0, 0, 1]
+    assert "the reward clip climbed" in falling[3][0]
+    assert "the unrewarded rouge went from 0.400 to 0.300" in falling[3][0]
+    assert not any(looks(0.5, [0.4, 0.4, 0.4, 0.3])), "a rewarded component may fall while another one climbs"
+    assert not any(looks(0.0, [0.3, 0.4, 0.4, 0.5])), "an unrewarded one that climbs is no news"
+
+
 def test_a_resumed_watch_remembers() -> None:
     rewards, figures = [0.5, 0.6, 0.7, 0.8, 0.9], ciders(0.8, 0.8, 0.79, 0.7, 0.6)
     for cut in range(5):
