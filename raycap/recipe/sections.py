@@ -20,8 +20,6 @@ THROUGH_CLIP = ("clip", "self_retrieval")
 """Built-in reward components that look at images through `clip.reward`."""
 WITH_REFERENCES = ("cider", "bleu", "rouge")
 """Built-in reward components that train on labelled images only."""
-COMPONENT_NAME = r"^[A-Za-z][A-Za-z0-9_.-]*$"
-"""Of a reward component: log keys are `reward/NAME/sampled`."""
 
 
 class Section(BaseModel):

@@ -30,7 +30,7 @@ def job(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("recipe=flickr8k",), ("data.root", "is not set", "Flickr8k.token.txt", "RAYCAP_DATA")),
         (("recipe=flickr8k", "data.root=photos"), ("data.root = 'photos'", "relative path", "absolute")),
         (("recipe=flickr8k", "data.root=/nowhere/at/all"), ("/nowhere/at/all", "put the data set there")),
-        (("recipe=flickr8k", "scst.stesp=3"), ("scst.stesp", "scst.steps")),
+        (("recipe=flickr8k", "scst.stesp=3"), ("scst.stesp", "did you mean steps?")),
         (("recipe=nothing",), ("nothing", "scenes")),
     ],
 )

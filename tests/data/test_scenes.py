@@ -28,11 +28,11 @@ from raycap.errors import DataError
 PINNED = {
     "default": (
         "4a478ea51dbb639adf147bf391f1544c41d2a682132877e9ea90cf8a0b30590a",
-        "36acd22f0bf77f7fbf3890bd7a8b878d504b6c5cf962d4ebe8a4a8f3ac09f418",
+        "28132c5f629c7e725a1fbd971bd34a5884948e746f3fdc368f4e750e1c1ad946",
     ),
     "crayon": (
         "0888113ca1c4007e6f2bccdacf4174dd40cafa9eab5fc84c3375e5e5ce446fc6",
-        "a9f513ef759016863af629338f9baa20ea26a94d6355fff4a2f59294e7755408",
+        "446f3ae74f8a5fd2e8a7de00eb6da849e955425288298260c9a1f475db7e24fd",
     ),
 }
 

@@ -233,7 +233,7 @@ def test_looks_and_checkpoints_come_when_they_are_due(train: Train, tmp_path: Pa
     done = train(FolderJournal(tmp_path), looks=Scripted(0.5, 0.9, 0.7, 0.8), steps=5, select_every=2)
     records = read_log(tmp_path)
     assert [(r["step"], r["select_cider"], r["best"]) for r in records if "select_cider" in r] == [
-        (2, 0.9, True), (4, 0.7, False), (5, 0.8, False),
+        (0, 0.5, True), (2, 0.9, True), (4, 0.7, False), (5, 0.8, False),
     ]  # fmt: skip
     names = [folder.name for folder in FolderJournal(tmp_path).checkpoints]
     assert names == ["step-000004", "step-000005"], "the newest two"
@@ -241,7 +241,7 @@ def test_looks_and_checkpoints_come_when_they_are_due(train: Train, tmp_path: Pa
     assert {k: v for k, v in done.items() if k != "seconds"} == {
         "best_cider": 0.9, "best_step": 2, "start_cider": 0.5, "steps": 5,
     }  # fmt: skip
-    assert [r["step"] for r in records] == [1, 2, 3, 4, 5]
+    assert [r["step"] for r in records] == [0, 1, 2, 3, 4, 5]
     assert all(r["total_steps"] == 5 for r in records)
 
 
@@ -287,7 +287,7 @@ def test_a_reward_that_fails_stops_the_run_before_anything_is_learned(train: Tra
 
     with pytest.raises(RewardError, match=r"rewards.bandit.*'img_011'"):
         train(FolderJournal(tmp_path), component=Failing(), batch_size=24)
-    assert not (tmp_path / "log.jsonl").exists()
+    assert [record["step"] for record in read_log(tmp_path)] == [0]
 
 
 def test_the_policy_behind_every_step_is_the_learner_s_own(train: Train, tmp_path: Path) -> None:
