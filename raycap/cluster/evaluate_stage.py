@@ -26,6 +26,7 @@ from raycap.evaluate.report import Example, Report, write_report
 from raycap.evaluate.results import RESULTS, ResultRow, replace_split
 from raycap.evaluate.scoring import score_system
 from raycap.evaluate.table import print_table
+from raycap.metrics.ptb import tokenize
 from raycap.metrics.score import Scores
 from raycap.models.checkpoint import load_captioner, read_about
 from raycap.models.clip import Clip, clip_of
@@ -67,7 +68,7 @@ def evaluate_stage(run: Run, seed: int) -> dict[str, Any]:
     systems = [System(s, n, d) for n in run.recipe.run_seeds for s in stages for d in recipe.decodings]
     captions = _captions(run, systems, ids, folder)
     clip, pictures = _judge(run, dataset, ids)
-    training = [text for i in run.labelled_ids(dataset) for text in dataset.references(i)]
+    training = [tokenize(text) for i in run.labelled_ids(dataset) for text in dataset.references(i)]  # once for all
     scored = {s: score_system(captions[s], references, recipe.metrics, clip, pictures, training) for s in systems}
     rows = [_row(run, system, scored[system], clip) for system in systems]
     replace_split(run.folder / RESULTS, recipe.split, rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from raycap.evaluate.judge import judge_embeddings
 from raycap.metrics.diversity import novel_share, vocabulary_size
 from raycap.metrics.ptb import tokenize
+from raycap.metrics.reference_index import Tokens
 from raycap.metrics.retrieval import self_retrieval
 from raycap.metrics.score import Scores, score_captions
 from raycap.metrics.surface import bad_ending_rate, mean_length, unsupported_gender_rate
@@ -21,7 +22,7 @@ def score_system(
     metrics: Sequence[str],
     judge: Clip | None,
     pictures: Mapping[str, Any],
-    training: Iterable[str] = (),
+    training: Sequence[Tokens] = (),
 ) -> Scores:
     """Scores, and beside them what captions look like: mean length (tokens), share of bad endings, different words,
     share with a gender word that no reference supports, share that no training caption says word for word; with a judge
@@ -29,7 +30,7 @@ def score_system(
 
     Args:
         pictures: the judge's embeddings by image id.
-        training: the captions that the system was trained on, where they are known.
+        training: the captions that the system was trained on, tokenised, where they are known.
     """
     embeddings = judge_embeddings(judge, pictures, captions, references) if judge is not None else None
     scores = score_captions(captions, references, metrics, embeddings=embeddings)
@@ -42,9 +43,8 @@ def score_system(
             tokens, [[tokenize(text) for text in references[image]] for image in captions]
         ),
     }
-    known = [tokenize(text) for text in training]
-    if known:
-        surface["novel_share"] = novel_share(tokens, known)
+    if training:
+        surface["novel_share"] = novel_share(tokens, training)
     if embeddings is not None and captions:
         image, caption = embeddings.pairs(list(captions))
         surface |= {f"self_retrieval_r{k}": share for k, share in self_retrieval(caption, image).items()}

@@ -89,24 +89,24 @@ def model_config(model: str) -> dict[str, Any]:
     return dict(_open_clip().get_model_config(model))
 
 
-def check_clip_name(model: str, pretrained: str, *, key: str = "clip") -> None:
+def check_clip_name(model: str, pretrained: str | None, *, key: str = "clip") -> None:
     """Whether there are such a model and such weights, as far as that can be said without loading them.
 
     Args:
-        pretrained: a tag, a file, or `train`.
+        pretrained: a tag or a file; None where it will be trained.
         key: what errors call it.
 
     Raises:
         RecipeError: see `load_clip`.
     """
-    if pretrained == "train" and shipped_config(model) is not None:
+    if pretrained is None and shipped_config(model) is not None:
         return
     open_clip = _open_clip()
     if model not in open_clip.list_models():
         raise RecipeError("no such open_clip model", key=f"{key}.model", value=model,
                           remedy="see open_clip.list_models(), or raycap/models/configs")  # fmt: skip
     tags = open_clip.list_pretrained_tags_by_model(model)
-    if pretrained != "train" and not Path(pretrained).exists() and pretrained not in tags:
+    if pretrained is not None and not Path(pretrained).exists() and pretrained not in tags:
         raise RecipeError("neither a file nor a tag that open_clip knows for this model", key=f"{key}.pretrained",
                           value=pretrained, remedy=f"tags: {', '.join(tags) or 'none'}")  # fmt: skip
 

@@ -26,6 +26,7 @@ def check_models(recipe: Recipe) -> None:
     for role in ("reward", "judge"):
         clip = getattr(recipe.clip, role)
         if clip is not None:
-            check_clip_name(clip.model, clip.pretrained, key=f"clip.{role}")
+            weights = None if clip.pretrained == "train" else clip.pretrained
+            check_clip_name(clip.model, weights, key=f"clip.{role}")
     if "mle" in recipe.stages:
         check_captioner(recipe.captioner)

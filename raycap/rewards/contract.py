@@ -61,17 +61,15 @@ def build_component(name: str, context: RewardContext, options: Mapping[str, Any
     """Make a component by built-in name or by `package.module:ClassName`.
 
     Raises:
-        RecipeError: no such component, or its class refuses the options.
-        RewardError: its constructor failed.
+        RecipeError: no such component, or its class takes no such options.
+        RewardError: its constructor failed; a TypeError inside it is no fault of the options.
     """
+    check_component(name, options, source)
     kind, path = _class_of(name, source)
     try:
         return kind(context, **options)
     except RaycapError:
         raise
-    except TypeError as error:
-        raise RecipeError(str(error), key=f"rewards.{name}.options", value=dict(options),
-                          remedy=f"they are the keyword arguments of {path}") from error  # fmt: skip
     except Exception as error:
         what = f"raised {type(error).__name__} when it was built: {error}"
         raise RewardError(what, key=f"rewards.{name}", value=path, remedy="mend the component") from error
@@ -137,7 +135,7 @@ def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDAr
         answer = list(component.score(unique))
     except RaycapError:
         raise
-    except (Exception, SystemExit) as error:  # a library that calls exit() would take its actor along
+    except (Exception, SystemExit) as error:
         what = f"raised {type(error).__name__}: {error}; {len(unique)} captions were asked"
         raise _fault(name, what, unique, 0, "mend the component; nothing was trained on this step") from error
     if len(answer) != len(unique):
