@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from raycap.cluster.data_stages import missing_clips, used_clips
-from raycap.cluster.run import run_recipe
+from raycap.cluster.run import run_recipe, warn_of_cpus
 from raycap.cluster.stages import Run
+from raycap.cluster.training_stages import reward_signatures
 from raycap.errors import DataError, RecipeError, StaleStage
-from raycap.recipe import Recipe
+from raycap.recipe import Recipe, SCSTRecipe
 from raycap.train.journal import read_log
 
 from .conftest import recipe_of
@@ -63,6 +64,9 @@ def test_every_system_has_its_row_and_the_report_shows_a_picture(finished: Run) 
 
 
 def test_both_rewards_are_logged_by_component(finished: Run) -> None:
+    signatures = json.loads((finished.path("scst", 0) / "rewards.json").read_text())
+    assert signatures.keys() == {"cider", "clip"}
+    assert signatures == finished.results("scst", 0)["rewards"]
     records = [r for r in read_log(finished.path("scst", 0)) if "pg_loss" in r]
     assert [r["step"] for r in records] == [1, 2]
     for record in records:
@@ -129,6 +133,28 @@ def test_a_clip_that_another_reward_asks_for_later_is_trained_then(finished: Run
     run_recipe(finished.recipe.model_copy(update={"stages": ["prepare", "clip"]}))
     assert mark.exists()
     assert (finished.path("clip", 0) / "judge" / "clip.json").stat().st_mtime_ns == before
+
+
+def test_actors_that_find_no_room_are_told_of(
+    ray_session: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = ray_session.cluster_resources()["CPU"]
+    for workers, warned in ((2, False), (9, True)):
+        cluster = {"rollout_workers": workers, "rollout_cpus": there / 4}
+        warn_of_cpus(recipe_of(tmp_path, ["scst"], cluster=cluster))
+        said = capsys.readouterr().out
+        assert ("warning: the actors of scst want" in said) == warned
+    assert f"the cluster has {there:g}" in said
+    warn_of_cpus(recipe_of(tmp_path, ["mle"], cluster=cluster))
+    assert not capsys.readouterr().out, "nothing of it runs"
+
+
+def test_signatures_say_what_was_rewarded_against_what() -> None:
+    recipe = SCSTRecipe(baseline="leave_one_out", num_samples=5)
+    signature = reward_signatures({"cider": "STANDARD_wInit+Cider-D[n4,s6.0]"}, recipe)["cider"]
+    assert signature.startswith("STANDARD_wInit+Cider-D[n4,s6.0]+average[nspi5]+raycap-")
+    greedy = reward_signatures({"cider": "x"}, SCSTRecipe(baseline="greedy", num_samples=3))["cider"]
+    assert greedy.startswith("x+greedy[nspi3]+")
 
 
 def test_a_wrong_reward_is_refused_before_the_first_stage(tmp_path: Path) -> None:

@@ -151,6 +151,16 @@ def test_a_failure_reaches_the_caller_of_a_lease_and_is_never_zero() -> None:
 
 
 USER_MODULE = '''
+class Mistaken:
+    """Its constructor fails with the error that wrong options would give."""
+
+    def __init__(self, context):
+        len(3)
+
+    def score(self, batch):
+        return []
+
+
 class Short:
     """Shorter is better."""
 
@@ -211,6 +221,8 @@ def test_wrong_options_are_refused_and_a_constructor_that_fails_is_named(user_mo
     assert (refused.value.key, refused.value.value) == ("rewards.short.options", {"weight": 3})
     with pytest.raises(RewardError, match=r"rewards.picky = 'users_own_rewards:Picky'.*dictionary.txt"):
         build_component("picky", context, {}, f"{user_module}:Picky")
+    with pytest.raises(RewardError, match=r"raised TypeError when it was built: .*len\(\)"):
+        build_component("mistaken", context, {}, f"{user_module}:Mistaken")
 
 
 def test_what_a_component_needs_is_known_by_its_name(make_context: Any) -> None:

@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from raycap.models.weights import load_snapshot
 from raycap.recipe import SCSTRecipe
 from raycap.rewards.contract import score_generation
 from raycap.rl.advantages import combine
-from raycap.train.learner import Learner
+from raycap.train.learner import Learner, digest
 from raycap.train.prompts import PromptSchedule
 from raycap.train.scst import generate_lease
 from raycap.types import CaptionBatch, ComponentScores, Generation, Lease, Prompt, Rollouts, WeightsId
@@ -275,6 +276,24 @@ def test_what_is_logged_of_the_rewards(make_captioner: MakeCaptioner, tiny: Tiny
     lengths = np.concatenate([r.generation.lengths for r in rollouts])
     assert values["length"] == pytest.approx(lengths.mean())
     assert 0 < values["finished_share"] < 1
+
+
+def test_the_digest_hangs_on_every_caption_and_reward(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
+    recipe = recipe_of()
+    rollouts = roll_out(make_captioner(seed=3), tiny.grid, recipe, {"length": Length()})
+    assert digest(rollouts) == digest(roll_out(make_captioner(seed=3), tiny.grid, recipe, {"length": Length()}))
+    last, found = rollouts[-1], {digest(rollouts), digest(rollouts[:-1])}
+    tokens, rewards = last.generation.tokens.copy(), last.scores["length"].rewards.copy()
+    tokens[-1, 0] += 1
+    rewards[-1, -1] = np.nextafter(rewards[-1, -1], np.float32(9))
+    greedy = (*last.generation.greedy_captions[:-1], "another")
+    for changed in (
+        replace(last, generation=replace(last.generation, tokens=tokens)),
+        replace(last, generation=replace(last.generation, greedy_captions=greedy)),
+        replace(last, scores={"length": replace(last.scores["length"], rewards=rewards)}),
+    ):
+        found.add(digest([*rollouts[:-1], changed]))
+    assert len(found) == 5
 
 
 def test_images_without_reward_leave_the_loss_and_are_counted(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
