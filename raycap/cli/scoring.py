@@ -104,6 +104,7 @@ def _table(scores: Scores) -> str:
         lines.append(f"{scores.empty_candidates:,} empty candidates")
     if scores.left_out is not None:
         lines.append("left out: " + ", ".join(f"{count:,} {side}" for side, count in scores.left_out.items()))
+    lines.append(scores.signature)
     return "\n".join(lines)
 
 

@@ -177,7 +177,8 @@ def _extract(run: Run, name: str, folder: Path, features: FeaturesRecipe) -> dic
     return extract_features(
         [(i, str(dataset.path(i))) for i in ids], folder, build, features,
         source=features.encoder, max_pixels=recipe.data.max_pixels, workers=_feature_workers(run), threads=1,
-        num_gpus=_gpu_share(run, 1), progress=Progress(f"features.{name}"[:14], "images").update,
+        num_gpus=_gpu_share(run, 1), in_views=dataset.captioner_ids(), seed=dataset.seed,
+        progress=Progress(f"features.{name}", "images").update,
     )  # fmt: skip
 
 

@@ -6,21 +6,26 @@ A shard that lies there whole is not made again, so an extraction that was stopp
 from __future__ import annotations
 
 import functools
+import itertools
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.data.features import shard_file, shard_shape, write_meta, write_shard
 from raycap.data.images import open_image
+from raycap.data.picture_views import random_view
 from raycap.errors import RaycapError, WorkFailed
 from raycap.models.encoders import Encoder
 from raycap.recipe import FeaturesRecipe
+
+SHARD = ("number", "view", "image_ids", "paths")  # columns of a row of the Ray Data set
 
 
 class ShardExtractor:
@@ -28,26 +33,29 @@ class ShardExtractor:
 
     Args:
         build: makes the encoder, in the process that uses it.
+        view_area: smallest share of a picture that a view shows; seed: of the views.
     """
 
     def __init__(
-        self, build: Callable[[], Encoder], folder: str, *, batch_size: int, dtype: str, max_pixels: int, threads: int
-    ) -> None:
+        self, build: Callable[[], Encoder], folder: str, *, batch_size: int, dtype: str, max_pixels: int, threads: int,
+        view_area: float = 1.0, seed: int = 0,
+    ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         self.build, self.folder = functools.cache(build), Path(folder)
         self.batch_size, self.dtype, self.max_pixels = batch_size, np.dtype(dtype), max_pixels
+        self.view_area, self.seed = view_area, seed
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """One Ray Data batch of shards: columns `number`, `image_ids`, `paths`.
+        """One Ray Data batch of shards: columns `number`, `view`, `image_ids`, `paths`.
 
         Returns:
             number, images and `refusal` a shard: the pickled RaycapError that stopped it, or no bytes. Ray Data hands
             on only the text of what an actor raises, so an error that has a key and a remedy travels as a value.
         """
         refusals = []
-        for number, ids, paths in zip(rows["number"], rows["image_ids"], rows["paths"], strict=True):
+        for number, view, ids, paths in zip(*(rows[name] for name in SHARD), strict=True):
             try:
-                self.extract(int(number), list(ids), list(paths))
+                self.extract(int(number), list(ids), list(paths), int(view))
                 refusals.append(b"")
             except RaycapError as error:
                 refusals.append(pickle.dumps(error))
@@ -58,13 +66,21 @@ class ShardExtractor:
             "refusal": np.array(refusals, object),
         }
 
-    def extract(self, number: int, image_ids: Sequence[str], paths: Sequence[str]) -> None:
-        """Write one shard."""
+    def extract(self, number: int, image_ids: Sequence[str], paths: Sequence[str], view: int = 0) -> None:
+        """Write one shard, of whole pictures or of one of their views."""
         encoder, parts = self.build(), []
         for start in range(0, len(paths), self.batch_size):
-            pictures = [open_image(p, max_pixels=self.max_pixels) for p in paths[start : start + self.batch_size]]
+            part = slice(start, start + self.batch_size)
+            shown = zip(image_ids[part], paths[part], strict=True)
+            pictures = [self._picture(image_id, path, view) for image_id, path in shown]
             parts.append(encoder(pictures).numpy().astype(self.dtype))
-        write_shard(self.folder, number, image_ids, np.concatenate(parts))
+        write_shard(self.folder, number, image_ids, np.concatenate(parts), view)
+
+    def _picture(self, image_id: str, path: str, view: int) -> Image.Image:
+        picture = open_image(path, max_pixels=self.max_pixels)
+        if not view:
+            return picture
+        return random_view(picture, area=self.view_area, seed=self.seed, image_id=image_id, view=view)
 
 
 def extract_features(
@@ -78,27 +94,32 @@ def extract_features(
     workers: int,
     threads: int,
     num_gpus: float = 0.0,
+    in_views: Collection[str] = (),
+    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Features of all images (id, path) into `folder`, by `workers` actors.
 
+    Args:
+        in_views: ids of the images that get the recipe's further views; seed: of these.
+
     Returns:
-        images, images that were already there, seconds.
+        images (each view counts), images that were already there, seconds.
     """
     import ray.data
 
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    size = recipe.shard_size
-    shards = [(n, images[a : a + size]) for n, a in enumerate(range(0, len(images), size))]
-    missing = [(n, part) for n, part in shards if not shard_file(folder, n).exists()]
-    done = there = len(images) - sum(len(part) for _, part in missing)
-    progress(done, len(images))
+    shards = list(_shards(images, in_views, recipe))
+    missing = [shard for shard in shards if not shard_file(folder, shard["number"]).exists()]
+    total = sum(len(shard["paths"]) for shard in shards)
+    done = there = total - sum(len(shard["paths"]) for shard in missing)
+    progress(done, total)
     if missing:
-        rows = [{"number": n, "image_ids": [i for i, _ in p], "paths": [q for _, q in p]} for n, p in missing]
-        options = {"batch_size": recipe.batch_size, "dtype": recipe.dtype, "max_pixels": max_pixels, "threads": threads}
+        options = {"batch_size": recipe.batch_size, "dtype": recipe.dtype, "max_pixels": max_pixels,
+                   "threads": threads, "view_area": recipe.view_area, "seed": seed}  # fmt: skip
         _quiet_ray_data()
-        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        made = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
             ShardExtractor,
             fn_constructor_args=(build, str(folder)),
             fn_constructor_kwargs=options,
@@ -106,21 +127,33 @@ def extract_features(
             num_cpus=1,
             num_gpus=num_gpus,
             runtime_env={"env_vars": ALLOCATOR},
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
         )
         try:
             for row in made.iter_rows():
                 if row["refusal"]:
                     raise pickle.loads(row["refusal"])
                 done += int(row["images"])
-                progress(done, len(images))
+                progress(done, total)
         except ray.exceptions.RayError as error:
             raise WorkFailed(
                 f"{type(error).__name__}: {str(error).strip()[-1500:]}", key="features", value=str(folder),
                 remedy="run the same command again: finished shards are kept",
             ) from error  # fmt: skip
     write_meta(folder, shape=shard_shape(folder, 0), shards=len(shards), source=source)
-    return {"images": len(images), "there_before": there, "seconds": time.perf_counter() - started}
+    return {"images": total, "there_before": there, "seconds": time.perf_counter() - started}
+
+
+def _shards(
+    images: Sequence[tuple[str, str]], in_views: Collection[str], recipe: FeaturesRecipe
+) -> Iterator[dict[str, Any]]:
+    """Rows of `SHARD`: those of the whole pictures, then view by view."""
+    chosen, number = set(in_views), itertools.count()
+    for view in range(recipe.views + 1):
+        shown = [image for image in images if not view or image[0] in chosen]
+        for start in range(0, len(shown), recipe.shard_size):
+            ids, paths = zip(*shown[start : start + recipe.shard_size], strict=True)
+            yield dict(zip(SHARD, (next(number), view, list(ids), list(paths)), strict=True))
 
 
 def _quiet_ray_data() -> None:

@@ -24,17 +24,20 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.arrow"
 
 
-def write_shard(folder: Path, number: int, image_ids: Sequence[str], features: NDArray[np.floating]) -> None:
+def write_shard(
+    folder: Path, number: int, image_ids: Sequence[str], features: NDArray[np.floating], view: int = 0
+) -> None:
     """Write one shard atomically.
 
     Args:
         image_ids: length n.
         features: float16 or float32, [n, D] (pooled) or [n, G, D] (grid).
+        view: which view of the images they are of; 0 is the whole picture.
     """
     flat = np.ascontiguousarray(features.reshape(len(image_ids), -1))
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
     table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "features": values})
-    table = table.replace_schema_metadata({"shape": json.dumps(features.shape[1:])})
+    table = table.replace_schema_metadata({"shape": json.dumps(features.shape[1:]), "view": str(view)})
     target = shard_file(folder, number)
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -57,18 +60,23 @@ def write_meta(folder: Path, *, shape: Sequence[int], shards: int, source: str) 
 
 
 class FeatureStore:
-    """Features by image id, memory-mapped: opening costs nothing, and processes of one machine share the pages."""
+    """Features by image id, memory-mapped: opening costs nothing, and processes of one machine share the pages.
+
+    View 0 of an image is the whole picture. Training images may have further ones, 1 to `num_views`.
+    """
 
     def __init__(self, folder: Path, shape: tuple[int, ...], source: str, shards: int) -> None:
         self.folder, self.shape, self.source = folder, shape, source
         self._arrays: list[NDArray[np.floating]] = []
-        self._rows: dict[str, tuple[int, int]] = {}
+        self._rows: list[dict[str, tuple[int, int]]] = [{}]  # by view
         for number in range(shards):
             table = pa.ipc.open_file(pa.memory_map(str(shard_file(folder, number)))).read_all()
             column = table.column("features").combine_chunks()
             self._arrays.append(column.flatten().to_numpy(zero_copy_only=True).reshape(len(table), *shape))
+            view = int(table.schema.metadata.get(b"view", 0))
+            self._rows += [{} for _ in range(len(self._rows), view + 1)]
             for row, image_id in enumerate(table.column("image_id").to_pylist()):
-                self._rows[image_id] = (number, row)
+                self._rows[view][image_id] = (number, row)
 
     @classmethod
     def open(cls, folder: Path) -> FeatureStore:
@@ -85,10 +93,15 @@ class FeatureStore:
         return cls(folder, tuple(content["shape"]), content["source"], content["shards"])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows[0])
 
     def __contains__(self, image_id: str) -> bool:
-        return image_id in self._rows
+        return image_id in self._rows[0]
+
+    @property
+    def num_views(self) -> int:
+        """Views of a training image beside the whole picture."""
+        return len(self._rows) - 1
 
     @property
     def kind(self) -> str:
@@ -107,21 +120,26 @@ class FeatureStore:
             array.reshape(-1).view(np.uint8)[::4096].sum()
         return True
 
-    def get(self, image_ids: Sequence[str], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def get(
+        self, image_ids: Sequence[str], out: NDArray[np.float32] | None = None, views: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
         """float32 [B, D] or [B, G, D], a copy (nobody must write into the mapped file).
 
         Args:
             image_ids: length B, in any order, repeats allowed.
             out: where to copy to; a new array when None.
+            views: length B, which view of each; the whole picture when None.
 
         Raises:
-            DataError: an image has no features here.
+            DataError: an image has no features here, or not of that view.
         """
         out = np.empty((len(image_ids), *self.shape), np.float32) if out is None else out
         for index, image_id in enumerate(image_ids):
-            place = self._rows.get(image_id)
+            view = 0 if views is None else views[index]
+            place = self._rows[view].get(image_id) if view < len(self._rows) else None
             if place is None:
-                raise DataError("has no features", key="image_id", value=image_id,
-                                remedy=f"features of {len(self)} images lie in {self.folder}")  # fmt: skip
+                raise DataError("has no features" + (f" of view {view}" if view else ""), key="image_id",
+                                value=image_id, remedy=f"features of {len(self)} images lie in {self.folder}",
+                                )  # fmt: skip
             out[index] = self._arrays[place[0]][place[1]]
         return out

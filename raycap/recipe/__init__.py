@@ -17,6 +17,7 @@ from raycap.recipe.sections import (
     ScheduleRecipe,
     SCSTRecipe,
     Section,
+    Views,
     VocabularyRecipe,
 )
 from raycap.recipe.whole import Recipe
@@ -38,6 +39,7 @@ __all__ = [
     "ScenesRecipe",
     "ScheduleRecipe",
     "Section",
+    "Views",
     "VocabularyRecipe",
     "list_recipes",
     "load_recipe",

@@ -82,6 +82,11 @@ class FeaturesRecipe(Section):
     levels: Positive = Field(
         1, description="feature maps of a timm model that are joined: 2 adds that of half the stride (colour, place)"
     )
+    views: int = Field(
+        0, ge=0, le=64, description="further features of each training image to train on: of random windows of the "
+        "picture, every second one mirrored"
+    )  # fmt: skip
+    view_area: float = Field(0.35, gt=0, le=1, description="smallest share of the picture's area in such a window")
     dtype: Literal["float16", "float32"] = Field("float16", description="on disk")
     shard_size: Positive = Field(256, description="images a file; the unit of resuming")
     batch_size: Positive = Field(32, description="images in one forward pass")

@@ -23,7 +23,7 @@ from raycap.rl.advantages import Advantages, combine, shares_of
 from raycap.rl.diagnostics import ratio_diagnostics
 from raycap.rl.losses import denominator_of, importance_weights, policy_gradient_loss
 from raycap.train.optimizing import Alone, Average, Group, set_lr, warmup_linear
-from raycap.train.validation import to_device
+from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
 
 
@@ -229,6 +229,5 @@ def seen_by(
         kept: bool [B], the images that are wanted; all when None.
     """
     prompts = [p for index, p in enumerate(lease.prompts) if kept is None or kept[index]]
-    seen = to_device(features, [p.image_id for p in prompts], captioner)
-    return captioner.views(seen, crop=recipe.crop, flip=recipe.flip, seed=seed, step=lease.step,
-                           positions=[p.position for p in prompts])  # fmt: skip
+    return training_views(captioner, features, [p.image_id for p in prompts], recipe, seed=seed, step=lease.step,
+                          positions=[p.position for p in prompts])  # fmt: skip

@@ -21,7 +21,8 @@ from raycap.train.labelled import LabelledSet
 from raycap.train.optimizing import Alone, Average, Group, adamw, set_lr, warmup_cosine
 from raycap.train.resuming import load_training_state, same_step, training_state
 from raycap.train.seeding import DROPOUT, seed_torch
-from raycap.train.validation import BestKeeper, Validator, to_device
+from raycap.train.validation import BestKeeper, Validator
+from raycap.train.views import training_views
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,8 @@ def _step(
     seed_torch(seed, DROPOUT, step, group.rank)
     device = next(captioner.parameters()).device
     mask = torch.from_numpy(batch.loss_mask[rows]).to(device)
-    seen = to_device(features, batch.image_ids[share], captioner)
     places = range(len(batch.image_ids))[share]  # in the batch: a view does not depend on the number of ranks
-    seen = captioner.views(seen, crop=recipe.crop, flip=recipe.flip, seed=seed, step=step, positions=places)
+    seen = training_views(captioner, features, batch.image_ids[share], recipe, seed=seed, step=step, positions=places)
     conditioning = captioner.encode(seen)
     logprobs = captioner.score(conditioning, torch.from_numpy(batch.tokens[rows]).to(device), mask)
     loss = cross_entropy(logprobs, mask, denominator=float(batch.loss_mask.sum()))

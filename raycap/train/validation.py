@@ -41,14 +41,16 @@ def greedy_captions(
     return captions
 
 
-def to_device(features: FeatureStore, image_ids: Sequence[str], captioner: PrefixCaptioner) -> Tensor:
+def to_device(
+    features: FeatureStore, image_ids: Sequence[str], captioner: PrefixCaptioner, views: Sequence[int] | None = None
+) -> Tensor:
     """Features of some images where the captioner's parameters are: float32 [B, D] or [B, G, D].
 
     They are copied into memory that torch allocated: its alignment decides which path the matrix product takes, and
     with it the last bit, which must be the same in every process.
     """
     tensor = torch.empty(len(image_ids), *features.shape)
-    features.get(image_ids, out=tensor.numpy())
+    features.get(image_ids, out=tensor.numpy(), views=views)
     return tensor.to(next(captioner.parameters()).device)
 
 

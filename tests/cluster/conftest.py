@@ -86,9 +86,10 @@ def tiny_run(tmp_path: Path, prepared: PreparedDataset) -> Any:
         ids = [i for split in ("train", "dev", "test") for i in prepared.ids(split)]
         features = run.path("features", 0) / "captioner"
         features.mkdir(parents=True)
-        values = np.random.default_rng(0).normal(size=(len(ids), CELLS, WIDTH)).astype(np.float16)
-        write_shard(features, 0, ids, values)
-        write_meta(features, shape=(CELLS, WIDTH), shards=1, source="random")
+        values = np.random.default_rng(0).normal(size=(2, len(ids), CELLS, WIDTH)).astype(np.float16)
+        for view in range(2):
+            write_shard(features, view, ids, values[view], view)
+        write_meta(features, shape=(CELLS, WIDTH), shards=2, source="random")
         captions = {i: prepared.references(i) for i in run.labelled_ids(prepared)}
         captioner = new_captioner(recipe.captioner, (CELLS, WIDTH), captions, seed=0)
         save_captioner(run.path("mle", 0) / "best", captioner, {})

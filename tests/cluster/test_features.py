@@ -15,6 +15,7 @@ from raycap.cluster.features import ShardExtractor, extract_features
 from raycap.data.dataset import PreparedDataset
 from raycap.data.features import FeatureStore, shard_file
 from raycap.data.images import open_image
+from raycap.data.picture_views import random_view
 from raycap.errors import DataError, RecipeError, WorkFailed
 from raycap.recipe import FeaturesRecipe
 
@@ -85,6 +86,34 @@ def test_the_extractor_is_a_plain_class(prepared: PreparedDataset, tmp_path: Pat
     worker.extract(0, [i for i, _ in chosen], [p for _, p in chosen])
     assert shard_file(tmp_path, 0).exists()
     assert [f.name for f in tmp_path.iterdir()] == ["part-00000.arrow"], "no temporary file is left"
+
+
+@pytest.mark.ray
+def test_views_are_features_of_windows_of_training_pictures_and_the_plain_ones_stay(
+    ray_session: Any, prepared: PreparedDataset, tmp_path: Path
+) -> None:
+    recipe = RECIPE.model_copy(update={"views": 2, "view_area": 0.2})
+    chosen = [i for i, _ in images(prepared)][3:20]
+    figures = extract_features(
+        images(prepared), tmp_path, MeanColour, recipe, source="mean-colour", max_pixels=10**6, workers=2, threads=1,
+        in_views=chosen, seed=5,
+    )  # fmt: skip
+    store = FeatureStore.open(tmp_path)
+    assert (store.num_views, len(store), figures["images"]) == (2, 24, 24 + 2 * 17)
+    asked = [chosen[4], chosen[4], chosen[0], chosen[4]]
+    views = [2, 0, 1, 1]
+    pictures = [open_image(prepared.path(i), max_pixels=10**6) for i in asked]
+    shown = [
+        random_view(picture, area=0.2, seed=5, image_id=i, view=view) if view else picture
+        for i, view, picture in zip(asked, views, pictures, strict=True)
+    ]
+    np.testing.assert_array_equal(store.get(asked, views=views), MeanColour()(shown).numpy())
+    np.testing.assert_array_equal(store.get(asked), MeanColour()(pictures).numpy())
+    left_out = images(prepared)[0][0]
+    with pytest.raises(DataError, match=f"{left_out}.*of view 1"):
+        store.get([left_out], views=[1])
+    with pytest.raises(DataError, match="of view 3"):
+        store.get([chosen[0]], views=[3])
 
 
 def test_an_unknown_image_is_named(prepared: PreparedDataset, tmp_path: Path) -> None:
