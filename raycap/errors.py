@@ -47,7 +47,7 @@ def _rebuild(kind: type[RaycapError], what: str, key: str | None, value: Any, re
 
 
 class Refused(RaycapError):
-    """The input or the configuration cannot be used; nothing was started. Exit code 2."""
+    """The input or the configuration cannot be used; finished work is kept. Exit code 2."""
 
     exit_code = 2
 

@@ -20,7 +20,7 @@ from raycap.data.scenes.dataset import draw_scenes
 from raycap.errors import DataError
 from raycap.models.encoders import build_encoder
 from raycap.recipe import FeaturesRecipe, Recipe
-from raycap.recipe.sections import THROUGH_CLIP
+from raycap.recipe.sections import looks_through_clip
 from raycap.train.clip import train_clip
 from raycap.train.progress import Progress
 
@@ -48,7 +48,7 @@ def prepare_stage(run: Run, seed: int) -> dict[str, Any]:
     )  # fmt: skip
     print(report.summary(), flush=True)
     counts = {split: len(dataset.ids(split)) for split in ("train", "dev", "test")}
-    counts |= {"select": len(dataset.select_ids()), "labelled": len(run.labelled_ids(dataset))}
+    counts["select"] = len(dataset.select_ids())
     return {"seconds": time.perf_counter() - started, "counts": counts, "report": report.to_json(),
             "dataset": dataset.fingerprint}  # fmt: skip
 
@@ -165,8 +165,8 @@ def clip_embeddings(run: Run) -> Path | None:
 
 
 def asks_for_clip(recipe: Recipe) -> bool:
-    """Whether a reward component looks through `clip.reward`, or is a critic or one of the user's own, which may."""
-    asked = any(name in (*THROUGH_CLIP, "critic") or reward.source for name, reward in recipe.rewards.items())
+    """Whether there is a `clip.reward`, and a reward component that looks through it or may."""
+    asked = any(looks_through_clip(name, reward) for name, reward in recipe.rewards.items())
     return recipe.clip.reward is not None and asked
 
 

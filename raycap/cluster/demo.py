@@ -77,9 +77,8 @@ def _environment() -> dict[str, str]:
 @contextmanager
 def _head(environment: Mapping[str, str]) -> Iterator[str]:
     """A Ray head on free ports, loopback only; its dashboard's address. It ends with this block, whatever happens."""
-    gcs, dashboard = _free_port(6379), _free_port(8265)
-    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}",
-               "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]  # fmt: skip
+    dashboard = _free_port(8265)
+    command = _head_command(dashboard)
     with tempfile.TemporaryFile() as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -87,6 +86,20 @@ def _head(environment: Mapping[str, str]) -> Iterator[str]:
             yield f"http://127.0.0.1:{dashboard}"
         finally:
             _stop(head)
+
+
+def _head_command(dashboard: int) -> list[str]:
+    """`ray start` beside whatever else runs here.
+
+    Ports that every head takes as a matter of course are asked for: had another head the agent's, there would be nobody
+    here to submit a job to. A folder of its own: in Ray's, `ray.init()` of others would find this head as the latest.
+    """
+    ports = {"port": 6379, "ray-client-server-port": 10001, "dashboard-agent-listen-port": 52365}
+    own = [f"--{name}={_free_port(usual)}" for name, usual in ports.items()]
+    if "RAY_TMPDIR" not in os.environ:
+        own.append(f"--temp-dir=/tmp/raycap-{os.getuid()}")  # short: sockets below it have names of 107 bytes at most
+    return ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}", "--disable-usage-stats", *own]  # fmt: skip
 
 
 def _wait_until_up(head: subprocess.Popen[bytes], address: str, environment: Mapping[str, str], log: object) -> None:

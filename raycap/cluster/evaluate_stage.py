@@ -20,11 +20,11 @@ from raycap.data.dataset import PreparedDataset
 from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.evaluate.bootstrap import Comparison, paired_bootstrap
-from raycap.evaluate.captions import caption_images
+from raycap.evaluate.captions import caption_images, sample_images
 from raycap.evaluate.judge import judge_images
 from raycap.evaluate.report import Example, Report, write_report
 from raycap.evaluate.results import RESULTS, ResultRow, replace_split
-from raycap.evaluate.scoring import score_system
+from raycap.evaluate.scoring import sample_diversity, score_system
 from raycap.evaluate.table import print_table
 from raycap.metrics.ptb import tokenize
 from raycap.metrics.score import Scores
@@ -35,6 +35,7 @@ from raycap.train.journal import read_log
 from raycap.train.progress import Progress
 
 LABELS = {"mle": "mle_best", "mle_continued": "mle_continued", "scst": "scst"}
+CLIP_METRICS = {"clipscore", "refcompare"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ def evaluate_stage(run: Run, seed: int) -> dict[str, Any]:
     ids = dataset.labelled("train", "select") if recipe.split == "select" else dataset.labelled(recipe.split)
     references = {i: dataset.references(i) for i in ids}
     stages = [stage for stage in ("mle", "mle_continued", "scst") if run.has(stage)]
+    for stage in {"mle", "mle_continued", "scst"} - set(stages):
+        if run.is_finished(stage):
+            print(f"{stage} is left out: its inputs have been made again since; name it in stages", flush=True)
     if not stages:
         raise RecipeError("nothing was trained in this run that could be evaluated", key="stages",
                           value=run.recipe.stages, remedy="add mle or scst")  # fmt: skip
@@ -70,7 +74,8 @@ def evaluate_stage(run: Run, seed: int) -> dict[str, Any]:
     clip, pictures = _judge(run, dataset, ids)
     training = [tokenize(text) for i in run.labelled_ids(dataset) for text in dataset.references(i)]  # once for all
     scored = {s: score_system(captions[s], references, recipe.metrics, clip, pictures, training) for s in systems}
-    rows = [_row(run, system, scored[system], clip) for system in systems]
+    diverse = _diversity(run, systems, references)
+    rows = [_row(run, system, scored[system], clip, diverse.get(system, {})) for system in systems]
     replace_split(run.folder / RESULTS, recipe.split, rows)
     for system in systems:
         _write_per_image(folder, system, captions[system], scored[system])
@@ -125,7 +130,7 @@ def _caption_task(
 
 def _judge(run: Run, dataset: PreparedDataset, ids: list[str]) -> tuple[Clip | None, dict[str, Any]]:
     model = run.recipe.clip.judge
-    if model is None or not {"clipscore", "refcompare"} & set(run.recipe.evaluate.metrics):
+    if model is None or not CLIP_METRICS & set(run.recipe.evaluate.metrics):
         return None, {}
     paths = {image_id: dataset.path(image_id) for image_id in ids}
     look = task(_judge_task, num_cpus=1, num_gpus=0.5 if run.device == "cuda" else 0)
@@ -139,7 +144,38 @@ def _judge_task(
     return judge_images(clip_of(model, folder, on(device)), paths, max_pixels=max_pixels)
 
 
-def _row(run: Run, system: System, scores: Scores, clip: Clip | None) -> ResultRow:
+def _diversity(
+    run: Run, systems: Sequence[System], references: Mapping[str, Sequence[str]]
+) -> dict[System, dict[str, float]]:
+    """How diverse samples of each captioner are, for the row of its first decoding; {} where none are asked for."""
+    recipe = run.recipe
+    if not recipe.evaluate.samples:
+        return {}
+    sample = task(_sample_task, num_cpus=1, num_gpus=0.5 if run.device == "cuda" else 0)
+    asked = {system.name: system for system in systems if system.decoding == recipe.evaluate.decodings[0]}
+    made = gather({
+        name: sample(
+            str(run.path(system.stage, system.seed) / "best"), str(run.path("features", 0) / "captioner"),
+            list(references), recipe.captioner.max_length, recipe.evaluate, system.seed, run.device,
+        )
+        for name, system in asked.items()
+    })  # fmt: skip
+    return {asked[name]: sample_diversity(samples, references) for name, samples in made.items()}
+
+
+def _sample_task(
+    checkpoint: str, features: str, ids: list[str], max_length: int, recipe: EvaluateRecipe, seed: int, device: str
+) -> dict[str, tuple[str, ...]]:
+    torch.set_num_threads(1)
+    return sample_images(
+        load_captioner(Path(checkpoint)).to(on(device)), FeatureStore.open(Path(features)), ids,
+        num_samples=recipe.samples, max_length=max_length, batch_size=recipe.batch_size, seed=seed,
+    )  # fmt: skip
+
+
+def _row(
+    run: Run, system: System, scores: Scores, clip: Clip | None, diverse: Mapping[str, float]
+) -> ResultRow:  # fmt: skip
     training = run.results(system.stage, system.seed)
     return ResultRow(
         stage=system.stage,
@@ -147,7 +183,7 @@ def _row(run: Run, system: System, scores: Scores, clip: Clip | None) -> ResultR
         split=run.recipe.evaluate.split,
         decoding=system.decoding if system.decoding == "greedy" else f"beam{run.recipe.evaluate.beam_size}",
         seed=system.seed,
-        metrics=scores.metrics,
+        metrics={**scores.metrics, **diverse},
         seconds=training["seconds"],
         steps=training["steps"],
         num_images=scores.num_images,
@@ -195,7 +231,8 @@ def _report(
     seconds = {str(stage): f["wall_seconds"] for stage, f in finished.items() if f and "wall_seconds" in f}
     curves = {str(s): read_log(run.path(s, seed)) for s in ("mle", "scst", "mle_continued") if s in stages}
     rewards = (finished.get("scst") or {}).get("rewards", {})
-    counts = run.results("prepare", 0)["counts"]
+    # counted now: `prepare` is not made again when another run of it reads more or fewer captions
+    counts = {**run.results("prepare", 0)["counts"], "labelled": len(run.labelled_ids(dataset))}
     left_out = len(dataset.ids(recipe.evaluate.split)) - len(references) if recipe.evaluate.split != "select" else 0
     facts = {
         "run": str(run.folder),

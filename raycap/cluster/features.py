@@ -6,26 +6,26 @@ A shard that lies there whole is not made again, so an extraction that was stopp
 from __future__ import annotations
 
 import functools
-import itertools
 import pickle
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.data.features import shard_file, shard_shape, write_meta, write_shard
 from raycap.data.images import open_image
 from raycap.data.picture_views import random_view
-from raycap.errors import RaycapError, WorkFailed
+from raycap.errors import RaycapError, RecipeError, WorkFailed
 from raycap.models.encoders import Encoder
 from raycap.recipe import FeaturesRecipe
 
-SHARD = ("number", "view", "image_ids", "paths")  # columns of a row of the Ray Data set
+SHARD = ("number", "image_ids", "paths", "in_views")  # columns of a row of the Ray Data set
 
 
 class ShardExtractor:
@@ -33,51 +33,63 @@ class ShardExtractor:
 
     Args:
         build: makes the encoder, in the process that uses it.
-        view_area: smallest share of a picture that a view shows; seed: of the views.
+        views: further views of the images that have them; view_area: smallest share of a picture that one shows;
+            seed: of the views.
     """
 
     def __init__(
         self, build: Callable[[], Encoder], folder: str, *, batch_size: int, dtype: str, max_pixels: int, threads: int,
-        view_area: float = 1.0, seed: int = 0,
+        views: int = 0, view_area: float = 1.0, seed: int = 0,
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         self.build, self.folder = functools.cache(build), Path(folder)
         self.batch_size, self.dtype, self.max_pixels = batch_size, np.dtype(dtype), max_pixels
-        self.view_area, self.seed = view_area, seed
+        self.views, self.view_area, self.seed = views, view_area, seed
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """One Ray Data batch of shards: columns `number`, `view`, `image_ids`, `paths`.
+        """One Ray Data batch of shards: columns as in `SHARD`.
 
         Returns:
-            number, images and `refusal` a shard: the pickled RaycapError that stopped it, or no bytes. Ray Data hands
-            on only the text of what an actor raises, so an error that has a key and a remedy travels as a value.
+            number, images (each view counts) and `refusal` a shard: the pickled RaycapError that stopped it, or no
+            bytes. Ray Data hands on only the text of what an actor raises, so an error that has a key and a remedy
+            travels as a value.
         """
-        refusals = []
-        for number, view, ids, paths in zip(*(rows[name] for name in SHARD), strict=True):
+        refusals, images = [], []
+        for number, ids, paths, in_views in zip(*(rows[name] for name in SHARD), strict=True):
+            images.append(len(ids) + self.views * int(sum(in_views)))
             try:
-                self.extract(int(number), list(ids), list(paths), int(view))
+                self.extract(int(number), list(ids), list(paths), [bool(v) for v in in_views])
                 refusals.append(b"")
             except RaycapError as error:
                 refusals.append(pickle.dumps(error))
-        images = [len(ids) for ids in rows["image_ids"]]
         return {
             "number": np.asarray(rows["number"]),
             "images": np.asarray(images),
             "refusal": np.array(refusals, object),
         }
 
-    def extract(self, number: int, image_ids: Sequence[str], paths: Sequence[str], view: int = 0) -> None:
-        """Write one shard, of whole pictures or of one of their views."""
-        encoder, parts = self.build(), []
-        for start in range(0, len(paths), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            shown = zip(image_ids[part], paths[part], strict=True)
-            pictures = [self._picture(image_id, path, view) for image_id, path in shown]
-            parts.append(encoder(pictures).numpy().astype(self.dtype))
-        write_shard(self.folder, number, image_ids, np.concatenate(parts), view)
+    def extract(self, number: int, image_ids: Sequence[str], paths: Sequence[str], in_views: Sequence[bool]) -> None:
+        """Write one shard. A picture is decoded once for all its views; the whole pictures' file comes last."""
+        made: list[list[NDArray[Any]]] = [[] for _ in range(self.views + 1)]
+        shown = list(zip(image_ids, paths, in_views, strict=True))
+        for start in range(0, len(shown), self.batch_size):
+            part = [
+                (image_id, open_image(path, max_pixels=self.max_pixels), viewed)
+                for image_id, path, viewed in shown[start : start + self.batch_size]
+            ]
+            for view in range(self.views + 1):
+                pictures = [
+                    self._seen(image_id, picture, view) for image_id, picture, viewed in part if viewed or not view
+                ]
+                if pictures:
+                    made[view].append(self.build()(pictures).numpy().astype(self.dtype))
+        viewed_ids = [image_id for image_id, _, viewed in shown if viewed]
+        for view in reversed(range(self.views + 1)):
+            if made[view]:
+                ids = viewed_ids if view else image_ids
+                write_shard(self.folder, number, ids, np.concatenate(made[view]), view)
 
-    def _picture(self, image_id: str, path: str, view: int) -> Image.Image:
-        picture = open_image(path, max_pixels=self.max_pixels)
+    def _seen(self, image_id: str, picture: Image.Image, view: int) -> Image.Image:
         if not view:
             return picture
         return random_view(picture, area=self.view_area, seed=self.seed, image_id=image_id, view=view)
@@ -105,19 +117,29 @@ def extract_features(
 
     Returns:
         images (each view counts), images that were already there, seconds.
+
+    Raises:
+        RecipeError: views are asked for, of no image.
     """
     import ray.data
 
+    if recipe.views and not in_views:
+        raise RecipeError("there is no training image to make views of", key="features.views", value=recipe.views)
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(images, in_views, recipe))
+    viewed = set(in_views) if recipe.views else set()
+    shards = [
+        _shard(number, images[start : start + recipe.shard_size], viewed)
+        for number, start in enumerate(range(0, len(images), recipe.shard_size))
+    ]
+    sizes = {shard["number"]: len(shard["paths"]) + recipe.views * sum(shard["in_views"]) for shard in shards}
     missing = [shard for shard in shards if not shard_file(folder, shard["number"]).exists()]
-    total = sum(len(shard["paths"]) for shard in shards)
-    done = there = total - sum(len(shard["paths"]) for shard in missing)
+    total = sum(sizes.values())
+    done = there = total - sum(sizes[shard["number"]] for shard in missing)
     progress(done, total)
     if missing:
-        options = {"batch_size": recipe.batch_size, "dtype": recipe.dtype, "max_pixels": max_pixels,
-                   "threads": threads, "view_area": recipe.view_area, "seed": seed}  # fmt: skip
+        options = {"batch_size": recipe.batch_size, "dtype": recipe.dtype, "max_pixels": max_pixels, "threads": threads,
+                   "views": recipe.views, "view_area": recipe.view_area, "seed": seed}  # fmt: skip
         _quiet_ray_data()
         made = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
             ShardExtractor,
@@ -140,20 +162,13 @@ def extract_features(
                 f"{type(error).__name__}: {str(error).strip()[-1500:]}", key="features", value=str(folder),
                 remedy="run the same command again: finished shards are kept",
             ) from error  # fmt: skip
-    write_meta(folder, shape=shard_shape(folder, 0), shards=len(shards), source=source)
+    write_meta(folder, shape=shard_shape(folder, 0), shards=len(shards), source=source, views=recipe.views)
     return {"images": total, "there_before": there, "seconds": time.perf_counter() - started}
 
 
-def _shards(
-    images: Sequence[tuple[str, str]], in_views: Collection[str], recipe: FeaturesRecipe
-) -> Iterator[dict[str, Any]]:
-    """Rows of `SHARD`: those of the whole pictures, then view by view."""
-    chosen, number = set(in_views), itertools.count()
-    for view in range(recipe.views + 1):
-        shown = [image for image in images if not view or image[0] in chosen]
-        for start in range(0, len(shown), recipe.shard_size):
-            ids, paths = zip(*shown[start : start + recipe.shard_size], strict=True)
-            yield dict(zip(SHARD, (next(number), view, list(ids), list(paths)), strict=True))
+def _shard(number: int, images: Sequence[tuple[str, str]], in_views: Collection[str]) -> dict[str, Any]:
+    ids, paths = [image_id for image_id, _ in images], [path for _, path in images]
+    return dict(zip(SHARD, (number, ids, paths, [image_id in in_views for image_id in ids]), strict=True))
 
 
 def _quiet_ray_data() -> None:

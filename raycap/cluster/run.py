@@ -15,6 +15,7 @@ from raycap.cluster.data_stages import (
     used_clips,
 )
 from raycap.cluster.evaluate_stage import evaluate_stage
+from raycap.cluster.lineage import check_inputs
 from raycap.cluster.stages import Run, Stage, clip_identity, trained_clips
 from raycap.cluster.storage import check_places, refuse_stale, working_in
 from raycap.cluster.tasks import connected
@@ -66,7 +67,8 @@ def _mle_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def _scst_values(recipe: Recipe) -> dict[str, Any]:
-    values = _dump(recipe, "scst", "rewards")
+    # how many checkpoints are kept, and when it warns, changes no number
+    values = _dump(recipe, "scst", "rewards", without=("scst.keep_checkpoints", "scst.watch_looks"))
     for reward in values["rewards"].values():
         for name in _RESOURCES:
             reward.pop(name)
@@ -110,6 +112,7 @@ def run_recipe(recipe: Recipe) -> Run:
     with working_in(run.folder), connected():
         check_rewards(recipe)
         warn_of_cpus(recipe)
+        check_inputs(run)
         if recipe.rerun != "stale":
             refuse_stale([run.stage_folder(name, seed) for name, seed in todo])
         if todo[0][0] == "prepare":

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from raycap.cluster.storage import StageFolder, data_root, run_folder, stored_fingerprint
+from raycap.cluster.storage import StageFolder, data_root, run_folder, stored_fingerprint, stored_made_from
 from raycap.data.dataset import PreparedDataset
 from raycap.data.source import describe_source
 from raycap.errors import RecipeError
-from raycap.models.clip import shipped_config
+from raycap.models.clip import clip_digest, shipped_config
 from raycap.recipe import Recipe
 from raycap.recipe.sections import THROUGH_CLIP
 
@@ -75,10 +75,23 @@ class Run:
         return stored_fingerprint(self.path(name, seed))
 
     def has(self, stage: str) -> bool:
-        """Whether the stage is one of the recipe's, or was finished by an earlier job (for every seed)."""
-        return stage in self.recipe.stages or all(
-            stored_fingerprint(self.path(stage, seed)) is not None for seed in self.recipe.run_seeds
+        """Whether the stage is one of the recipe's, or was finished by an earlier job from what is here now."""
+        return stage in self.recipe.stages or (
+            self.is_finished(stage) and all(self._is_current(stage, seed) for seed in self.recipe.run_seeds)
         )
+
+    def is_finished(self, stage: str) -> bool:
+        """Whether the stage lies here finished, for every seed."""
+        return all(stored_fingerprint(self.path(stage, seed)) is not None for seed in self.recipe.run_seeds)
+
+    def _is_current(self, stage: str, seed: int) -> bool:
+        """Whether the inputs that a finished stage was made from are those that are here, or will be made."""
+        made_from = stored_made_from(self.path(stage, seed)).get("inputs", {})
+        return all(made_from.get(i) == self._input(i, seed) for i in self.stages[stage].inputs)
+
+    def stored_values(self, stage: str, seed: int) -> dict[str, Any]:
+        """The recipe values that the stage which lies here was made with; {} where none does."""
+        return dict(stored_made_from(self.path(stage, seed)).get("values", {}))
 
     @cached_property
     def source(self) -> dict[str, str]:
@@ -169,13 +182,18 @@ class Run:
 
     def about(self, stage: str, seed: int) -> dict[str, Any]:
         """Goes into every captioner of the run: where it comes from and what turns a photograph into its features."""
-        clips = {role: str(path) for role in CLIPS if (path := self.trained_clip(role)) and path.exists()}
+        clips = {role: path for role in CLIPS if (path := self.trained_clip(role)) and path.exists()}
+        recipe = self.recipe.model_dump(mode="json")
+        for made, section in (("prepare", "data"), ("mle", "mle")):
+            if made not in self.recipe.stages:  # what this job's recipe says of it is not how it was made
+                recipe[section] |= self.stored_values(made, seed).get(section, {})
         return {
             "run": self.recipe.name,
             "stage": stage,
             "seed": seed,
-            "clips": clips,
-            "recipe": self.recipe.model_dump(mode="json"),
+            "clips": {role: str(path) for role, path in clips.items()},
+            "clip_digests": {role: clip_digest(path) for role, path in clips.items()},
+            "recipe": recipe,
         }
 
 

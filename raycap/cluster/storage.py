@@ -130,13 +130,19 @@ def fingerprint(value: Any) -> str:
     return blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def stored_fingerprint(folder: Path) -> str | None:
-    """Fingerprint of what a finished stage was made from, whoever made it; None where none is finished."""
+def stored_made_from(folder: Path) -> dict[str, Any]:
+    """What the stage that lies here was made from, whoever made it; {} where there is none."""
     try:
         made_from = json.loads((folder / "stage.json").read_text())
     except (OSError, ValueError):
-        return None
-    return fingerprint(made_from) if (folder / "finished.json").is_file() else None
+        return {}
+    return made_from if isinstance(made_from, dict) else {}
+
+
+def stored_fingerprint(folder: Path) -> str | None:
+    """Fingerprint of what a finished stage was made from, whoever made it; None where none is finished."""
+    made_from = stored_made_from(folder)
+    return fingerprint(made_from) if made_from and (folder / "finished.json").is_file() else None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from raycap.train.validation import Validator
 
 def mle_stage(run: Run, seed: int) -> dict[str, Any]:
     """Cross-entropy on the labelled images until `select` no longer improves."""
-    _check_views(run, seed)
+    _check_windows(run, seed)
     config = _mle_config(run, seed, "mle")
     with _shown(run.path("mle", seed), "mle"):
         return run_train_job(_mle_loop, config, _cluster(run, alone=True), run.path("mle", seed))
@@ -61,7 +61,7 @@ def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
     return results
 
 
-def _check_views(run: Run, seed: int) -> None:
+def _check_windows(run: Run, seed: int) -> None:
     """Before hours of training: can the grid be cropped as the recipe says?"""
     cells = FeatureStore.open(run.path("features", seed) / "captioner").shape[0]
     for name, views in (("mle", run.recipe.mle), ("scst", run.recipe.scst)):
@@ -273,13 +273,14 @@ def _shown(folder: Path, label: str) -> Iterator[None]:
     stop = threading.Event()
     progress = Progress(label, "steps")
 
+    file = folder / "log.jsonl"
+
     def follow() -> None:
         place = 0
         last: dict[str, Any] = {}
         ended = False
         while not ended:
             ended = stop.wait(1.0)  # one more read after the end: the last lines belong to it
-            file = folder / "log.jsonl"
             if not file.exists():
                 continue
             if file.stat().st_size < place:  # a resume cut the log
@@ -288,6 +289,7 @@ def _shown(folder: Path, label: str) -> Iterator[None]:
                 handle.seek(place)
                 lines = handle.read().split(b"\n")
             place += sum(len(line) + 1 for line in lines[:-1])
+            newest: dict[str, Any] = {}
             for line in lines[:-1]:
                 try:
                     record = json.loads(line)
@@ -297,7 +299,10 @@ def _shown(folder: Path, label: str) -> Iterator[None]:
                 if "warning" in record:
                     print(f"{label:<14}  warning: {record['warning']}", flush=True)
                 if "step" in record and "total_steps" in record:
-                    progress.update(record["step"], record["total_steps"], describe(last))
+                    newest = record
+            # Once a look and not once a line: the steps of an earlier job, read at a stroke, are not this one's rate.
+            if newest:
+                progress.update(newest["step"], newest["total_steps"], describe(last))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ from typing import Any
 
 from raycap.data.input_report import InputReport
 from raycap.data.schema import ImageRecord
-from raycap.data.split_lists import Listed, check_splits, one_split
+from raycap.data.split_lists import SPLIT_KEYS, Listed, check_splits, one_split
 from raycap.data.tables import read_json
 from raycap.data.text import clean_caption
 from raycap.errors import DataError
@@ -35,7 +35,12 @@ def import_coco(root: Path, *, splits: set[str] | None = None, report: InputRepo
         what = (
             f"no captions of the split {split} are there (found: {', '.join(p.name for p in found.values()) or 'none'})"
         )
-        raise DataError(what, key="data.root", value=str(root), remedy="put annotations/captions_*.json there")
+        raise DataError(
+            what,
+            key="data.root",
+            value=str(root),
+            remedy=f"put annotations/captions_{split}*.json there, or ask for other splits ({SPLIT_KEYS})",
+        )
     records: dict[str, ImageRecord] = {}
     for split, path in found.items():
         if splits is None or split in splits:

@@ -1,7 +1,7 @@
 """Frozen features on disk: Arrow files that are read memory-mapped, one row an image, written shard by shard.
 
 A shard is a fixed slice of the images in their order, named by its number and written whole or not at all, so an
-extraction that was interrupted goes on with the missing shards.
+extraction that was interrupted goes on with the missing shards. Views of its images lie in files beside it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from raycap.errors import DataError
 META = "features.json"
 
 
-def shard_file(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.arrow"
+def shard_file(folder: Path, number: int, view: int = 0) -> Path:
+    return folder / (f"part-{number:05d}.view-{view}.arrow" if view else f"part-{number:05d}.arrow")
 
 
 def write_shard(
@@ -37,8 +37,8 @@ def write_shard(
     flat = np.ascontiguousarray(features.reshape(len(image_ids), -1))
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
     table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "features": values})
-    table = table.replace_schema_metadata({"shape": json.dumps(features.shape[1:]), "view": str(view)})
-    target = shard_file(folder, number)
+    table = table.replace_schema_metadata({"shape": json.dumps(features.shape[1:])})
+    target = shard_file(folder, number, view)
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -51,9 +51,10 @@ def shard_shape(folder: Path, number: int) -> tuple[int, ...]:
     return tuple(json.loads(schema.metadata[b"shape"]))
 
 
-def write_meta(folder: Path, *, shape: Sequence[int], shards: int, source: str) -> None:
-    """Seal a finished extraction: the shape of one image's features, the number of shards and the encoder's name."""
-    content = {"shape": list(shape), "shards": shards, "source": source}
+def write_meta(folder: Path, *, shape: Sequence[int], shards: int, source: str, views: int = 0) -> None:
+    """Seal a finished extraction: the shape of one image's features, the numbers of shards and of further views, and
+    the encoder's name."""
+    content = {"shape": list(shape), "shards": shards, "source": source, "views": views}
     temporary = folder / f"{META}.tmp"
     temporary.write_text(json.dumps(content))
     temporary.replace(folder / META)
@@ -65,18 +66,19 @@ class FeatureStore:
     View 0 of an image is the whole picture. Training images may have further ones, 1 to `num_views`.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], source: str, shards: int) -> None:
+    def __init__(self, folder: Path, shape: tuple[int, ...], source: str, shards: int, views: int = 0) -> None:
         self.folder, self.shape, self.source = folder, shape, source
         self._arrays: list[NDArray[np.floating]] = []
-        self._rows: list[dict[str, tuple[int, int]]] = [{}]  # by view
-        for number in range(shards):
-            table = pa.ipc.open_file(pa.memory_map(str(shard_file(folder, number)))).read_all()
+        self._rows: list[dict[str, tuple[int, int]]] = [{} for _ in range(views + 1)]  # by view
+        files = [(view, shard_file(folder, number, view)) for view in range(views + 1) for number in range(shards)]
+        for view, file in files:
+            if view and not file.exists():
+                continue  # none of this shard's images is trained on
+            table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
             column = table.column("features").combine_chunks()
-            self._arrays.append(column.flatten().to_numpy(zero_copy_only=True).reshape(len(table), *shape))
-            view = int(table.schema.metadata.get(b"view", 0))
-            self._rows += [{} for _ in range(len(self._rows), view + 1)]
             for row, image_id in enumerate(table.column("image_id").to_pylist()):
-                self._rows[view][image_id] = (number, row)
+                self._rows[view][image_id] = (len(self._arrays), row)
+            self._arrays.append(column.flatten().to_numpy(zero_copy_only=True).reshape(len(table), *shape))
 
     @classmethod
     def open(cls, folder: Path) -> FeatureStore:
@@ -90,7 +92,7 @@ class FeatureStore:
             raise DataError("holds no finished features", key="features", value=str(folder),
                             remedy="run the stage `features` (it goes on where it was)")  # fmt: skip
         content = json.loads(meta.read_text())
-        return cls(folder, tuple(content["shape"]), content["source"], content["shards"])
+        return cls(folder, tuple(content["shape"]), content["source"], content["shards"], content.get("views", 0))
 
     def __len__(self) -> int:
         return len(self._rows[0])

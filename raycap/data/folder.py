@@ -11,12 +11,12 @@ folder, with forward slashes.
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from raycap.data.folders import walk
 from raycap.data.images import SUFFIXES
 from raycap.data.input_report import InputReport
 from raycap.data.schema import SPLITS, ImageRecord
@@ -30,7 +30,6 @@ IMAGE_COLUMNS = ("image", "image_id", "file", "file_name", "filename", "path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "description")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _SPLIT_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "restval": "train", "training": "train"}
-_NOT_SEARCHED = {"__MACOSX"}
 
 
 class Row(NamedTuple):
@@ -68,7 +67,7 @@ def import_folder(
         split = places[image_id].split if image_id in places else split_by_hash(image_id, seed, shares)
         if splits is not None and split not in splits:
             continue
-        texts = captions.get(image_id, []) if table else _sidecar(root, image_id, report)
+        texts = captions.get(image_id, []) if table else _sidecar(root, files.sidecars.get(_stem(image_id)), report)
         cleaned = tuple(caption for text, where in texts if (caption := clean_caption(text, where, report)))
         if not cleaned:
             report.note("image_without_caption", image_id, "no caption: unlabelled")
@@ -96,23 +95,21 @@ def find_table(root: Path) -> Path | None:
 
 
 class _Files:
-    """What lies in the folder: {id} of files with an image suffix, and all files by their Unicode-normalised path."""
+    """What lies in the folder: ids of pictures, other files, and the .txt that may be a picture's captions, by stem."""
 
     def __init__(self, root: Path, report: InputReport) -> None:
         self.images: set[str] = set()
         self.others: set[str] = set()
-        for folder, names, files in os.walk(root):
-            names[:] = sorted(name for name in names if not name.startswith(".") and name not in _NOT_SEARCHED)
+        for folder, files in walk(root):
             for file in files:
                 path = (Path(folder) / file).relative_to(root).as_posix()
-                if file.startswith("."):
-                    continue
                 if not is_encodable(path):
                     report.add("wrong_encoding", ascii(path), "the file's name is not UTF-8; rename it")
                 elif Path(file).suffix.lower() in SUFFIXES:
                     self.images.add(path)
                 else:
                     self.others.add(path)
+        self.sidecars = {_stem(path): path for path in sorted(self.others) if path.lower().endswith(".txt")}
         self._normal = {unicodedata.normalize("NFC", path): path for path in sorted(self.images | self.others)}
 
     def find(self, named: str) -> str | None:
@@ -173,6 +170,11 @@ def _json_rows(table: Path, report: InputReport) -> Iterator[Row]:
         yield Row(where, named, listed, _split_name(split))
 
 
+def _stem(path: str) -> str:
+    """A picture's path, or that of the text beside it, without its ending."""
+    return str(PurePosixPath(path).with_suffix(""))
+
+
 def _column(columns: list[str], names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in columns), None)
 
@@ -182,12 +184,10 @@ def _split_name(name: str) -> str:
     return _SPLIT_NAMES.get(lowered, lowered)
 
 
-def _sidecar(root: Path, image_id: str, report: InputReport) -> list[tuple[Any, str]]:
-    path = (root / image_id).with_suffix(".txt")
-    if not path.is_file():
+def _sidecar(root: Path, name: str | None, report: InputReport) -> list[tuple[Any, str]]:
+    if name is None:
         return []
-    name = path.relative_to(root).as_posix()
-    lines = [(line, f"{name}:{number}") for number, line in read_lines(path, report, name=name)]
+    lines = [(line, f"{name}:{number}") for number, line in read_lines(root / name, report, name=name)]
     while len(lines) > 1 and not lines[-1][0].strip():
         lines.pop()  # line feeds at the end; an empty file stays one empty caption
     return list(lines)
@@ -207,8 +207,8 @@ def _note_other_files(files: _Files, table: Path | None, report: InputReport) ->
 
 def _report_lonely_captions(files: _Files, report: InputReport) -> None:
     """A .txt file whose picture is not there; where no picture has one, .txt files are not captions but notes."""
-    texts = {path: str(PurePosixPath(path).with_suffix("")) for path in files.others if path.lower().endswith(".txt")}
-    stems = {str(PurePosixPath(image).with_suffix("")) for image in files.images}
+    texts = {path: _stem(path) for path in files.others if path.lower().endswith(".txt")}
+    stems = {_stem(image) for image in files.images}
     record = report.add if stems & set(texts.values()) else report.note
     for path in sorted(path for path, stem in texts.items() if stem not in stems):
         if path.lower() not in ("readme.txt", "license.txt"):

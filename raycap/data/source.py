@@ -6,6 +6,7 @@ import os
 from hashlib import blake2b
 from pathlib import Path
 
+from raycap.data.folders import walk
 from raycap.data.images import SUFFIXES
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
@@ -27,9 +28,8 @@ def describe_source(root: Path, *, without: Path | None = None) -> dict[str, str
     """
     pictures, tables = blake2b(digest_size=8), blake2b(digest_size=8)
     counts = {"pictures": 0, "tables": 0}
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(n for n in names if not n.startswith(".") and Path(folder, n) != without)
-        for name in sorted(file for file in files if not file.startswith(".")):
+    for folder, files in walk(root, without=without):
+        for name in files:
             suffix = os.path.splitext(name)[1].lower()
             path = os.path.join(folder, name)
             line = os.fsencode(os.path.relpath(path, root))

@@ -22,6 +22,10 @@ class Listed(NamedTuple):
     where: str
 
 
+SPLIT_KEYS = "data.splits and evaluate.split; --split"
+"""Where the splits are asked for, for remedies."""
+
+
 def find_split_lists(root: Path, pattern: str, splits: set[str] | None) -> dict[str, Path]:
     """The lists of the asked splits, of all that are there when `splits` is None.
 
@@ -36,7 +40,9 @@ def find_split_lists(root: Path, pattern: str, splits: set[str] | None) -> dict[
     for split in sorted(splits or ()):
         if not lists[split].is_file():
             what = f"the split list {lists[split].name} is not there"
-            raise DataError(what, key="data.root", value=str(root), remedy=f"put it there, or do not ask for {split}")
+            raise DataError(
+                what, key="data.root", value=str(root), remedy=f"put it there, or ask for other splits ({SPLIT_KEYS})"
+            )
     return {split: path for split, path in lists.items() if path.is_file() and (splits is None or split in splits)}
 
 

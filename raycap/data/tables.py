@@ -48,9 +48,15 @@ def read_csv(path: Path, report: InputReport) -> Iterator[tuple[str, dict[str, s
 
 
 def csv_columns(path: Path) -> list[str]:
-    """The column names of a CSV file; [] when it is empty or no text."""
-    lines = read_lines(path, InputReport("all"))
-    first = next(lines, None)
+    """The column names of a CSV file; [] when it is empty.
+
+    Raises:
+        DataError: the header is not UTF-8, or the whole file is not.
+    """
+    report = InputReport()
+    first = next(read_lines(path, report), None)
+    if report.refused:
+        raise DataError(str(report.refused[0]), key="data.root", value=str(path), remedy="save the table as UTF-8")
     return _header(first[1], path)[0] if first else []
 
 

@@ -104,6 +104,7 @@ def read_split(
                         remedy="name another one, or all")  # fmt: skip
     captioned = [record for record in records if record.captions]
     if not captioned:
+        report.raise_if_refused()
         raise DataError(f"none of its {len(records)} images has a caption to compare with", key="data.root",
                         value=str(root), remedy="`raycap caption` captions pictures without scores")  # fmt: skip
     # what importers only note is a fault here: an image without references cannot be scored

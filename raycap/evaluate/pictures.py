@@ -7,7 +7,6 @@ by number, because photographs of a telephone are hundreds of times as large as 
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +15,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from raycap.data.folders import walk
 from raycap.data.images import SUFFIXES, UnusableImage, open_image
 from raycap.errors import DataError
 
 MOST_PIXELS = 128_000_000  # in one batch: 384 MB
-_NOT_SEARCHED = {"__MACOSX"}
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,9 @@ def _in_folder(folder: Path) -> list[Path]:
     def unreadable(error: OSError) -> None:
         found.append(Path(error.filename))
 
-    for inner, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in _NOT_SEARCHED]
-        found.extend(Path(inner, name) for name in files if _is_picture(name))
+    for inner, files in walk(folder, onerror=unreadable):
+        found.extend(Path(inner, name) for name in files if PurePosixPath(name).suffix.lower() in SUFFIXES)
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def pictures_by_id(image_ids: Sequence[str], folder: Path, names: Mapping[str, str] | None = None) -> dict[str, Path]:

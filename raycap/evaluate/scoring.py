@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from raycap.evaluate.judge import judge_embeddings
-from raycap.metrics.diversity import novel_share, vocabulary_size
+from raycap.metrics.cider import DocumentFrequency
+from raycap.metrics.diversity import distinct_n, mbleu, novel_share, self_cider, vocabulary_size
 from raycap.metrics.ptb import tokenize
 from raycap.metrics.reference_index import Tokens
 from raycap.metrics.retrieval import self_retrieval
 from raycap.metrics.score import Scores, score_captions
 from raycap.metrics.surface import bad_ending_rate, mean_length, unsupported_gender_rate
 from raycap.models.clip import Clip
+
+
+def sample_diversity(samples: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """How different K ≥ 2 samples of an image are, mean over images: distinct-1 and -2, mBLEU-4 (high means alike),
+    self-CIDEr (its document frequencies are those of `references`)."""
+    tokens = {image: [tokenize(text) for text in texts] for image, texts in samples.items()}
+    frequency = DocumentFrequency.from_references(
+        {image: [tokenize(text) for text in texts] for image, texts in references.items()}
+    )
+    several = list(tokens.values())
+    return {
+        "distinct_1": fmean(distinct_n(texts, 1) for texts in several),
+        "distinct_2": fmean(distinct_n(texts, 2) for texts in several),
+        "mbleu_4": float(mbleu(several)[3]),
+        "self_cider": fmean(self_cider(tokens, frequency).values()),
+    }
 
 
 def score_system(

@@ -53,6 +53,10 @@ COLUMNS = (
     Column("unsupported_gender_rate", "unsupported gender %", scale=100.0, digits=1, spread=False, extra=True),
     Column("self_retrieval_r1", "finds its picture % (R@1)", scale=100.0, digits=1, extra=True),
     Column("self_retrieval_r10", "R@10 %", scale=100.0, digits=1, extra=True),
+    Column("distinct_1", "distinct-1 (samples)", extra=True),
+    Column("distinct_2", "distinct-2 (samples)", extra=True),
+    Column("mbleu_4", "mBLEU-4 (samples)", extra=True),
+    Column("self_cider", "self-CIDEr (samples)", extra=True),
     Column("refcompare_own_refs", "RefCompare, own", extra=True),
     Column("refcompare_pooled", "RefCompare, pooled", extra=True),
 )

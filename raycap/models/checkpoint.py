@@ -31,8 +31,9 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(target)
+    for left in target.parent.glob(f".{target.name}.*.tmp"):  # by a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         fill(temporary)

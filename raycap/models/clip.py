@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +112,45 @@ def check_clip_name(model: str, pretrained: str | None, *, key: str = "clip") ->
                           value=pretrained, remedy=f"tags: {', '.join(tags) or 'none'}")  # fmt: skip
 
 
+def wants_quick_gelu(model: str, tag: str) -> bool:
+    """Whether open_clip must be told that the weights of a tag were trained with QuickGELU.
+
+    Left alone, open_clip builds the model with the config's activation, warns, and gives other embeddings.
+
+    Raises:
+        RecipeError: the model has QuickGELU and the weights were trained without.
+    """
+    has = bool(model_config(model).get("quick_gelu", False))
+    wants = bool(_open_clip().get_pretrained_cfg(model, tag).get("quick_gelu", False))
+    if has and not wants:
+        raise RecipeError("these weights were trained without QuickGELU, which this model has", key="clip.model",
+                          value=f"{model}/{tag}", remedy=f"take {model.removesuffix('-quickgelu')}")  # fmt: skip
+    return wants and not has
+
+
 def load_clip(
     model: str, pretrained: str, *, prompt: str, device: str = "cpu", config: Mapping[str, Any] | None = None
 ) -> Clip:
-    """A CLIP by open_clip name and tag, by name and local weights file, or from a folder that raycap trained.
+    """A CLIP by open_clip name and tag, or by name and local weights file.
+
+    Weights of a tag that were trained with QuickGELU (OpenAI's) get it, whatever the model's config says. A file does
+    not tell: OpenAI's needs the name that ends in `-quickgelu`.
 
     Args:
         config: the model's own, where it is not what open_clip builds under the name.
 
     Raises:
-        RecipeError: no such model or tag, or weights that are neither here nor to be had.
+        RecipeError: no such model or tag, weights that are neither here nor to be had, or weights of a tag for another
+            activation than the model's.
     """
     open_clip = _open_clip()
     check_clip_name(model, pretrained)
     is_file = Path(pretrained).exists()
+    options = dict(config or {})
+    if not is_file and wants_quick_gelu(model, pretrained):
+        options["force_quick_gelu"] = True
     try:
-        built, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained, **(config or {}))
+        built, _, transform = open_clip.create_model_and_transforms(model, pretrained=pretrained, **options)
     except UNREADABLE as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise RecipeError(f"its weights cannot be loaded: {why}", key="clip.pretrained",
@@ -151,8 +175,26 @@ def new_clip(model: str, prompt: str, device: str = "cpu") -> Clip:
 def fill_clip(folder: Path, clip: Clip, about: dict[str, Any]) -> None:
     """Write a trained CLIP's files into a folder."""
     torch.save(clip.model.state_dict(), folder / WEIGHTS)
-    told = {"model": clip.name, "prompt": clip.prompt, "config": model_config(clip.name)}
+    told = {"model": clip.name, "prompt": clip.prompt, "config": model_config(clip.name), "digest": _digest(clip.model)}
     (folder / ABOUT).write_text(json.dumps({**told, **about}))
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """Of all weights: the same in every file format."""
+    found = blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def clip_digest(folder: Path) -> str | None:
+    """What tells a trained CLIP from another one of the same name; None where its folder does not say."""
+    try:
+        digest = json.loads((folder / ABOUT).read_text()).get("digest")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(digest) if digest else None
 
 
 def load_trained_clip(folder: Path, device: str = "cpu") -> Clip:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raycap.errors import RecipeError
 
-VIEW_STREAM = 3  # of the seeds; others: raycap.train.seeding, raycap.train.prompts
+WINDOW_STREAM = 3  # of the seeds; others: raycap.train.seeding, raycap.train.prompts
 
 
 def side_of(cells: int) -> int:
@@ -64,15 +64,15 @@ def pool_grid(features: Tensor, out: int) -> Tensor:
     return window_matrix(side, out, 0, 0, side, False).to(features) @ features
 
 
-def random_views(
+def random_windows(
     features: Tensor, out: int | None, *, crop: int, flip: bool, seed: int, step: int, positions: Sequence[int]
 ) -> Tensor:
-    """A random view of each image: a window up to `crop` cells smaller than the grid, mirrored half the time.
+    """A random window of each image's grid, up to `crop` cells smaller than the whole, mirrored half the time.
 
     Args:
         features: [B, G, D].
-        out: cells a side of the views; as many as the grid has when None.
-        positions: length B; the view is a function of (seed, step, position), whoever asks.
+        out: cells a side of what is returned; as many as the grid has when None.
+        positions: length B; the window is a function of (seed, step, position), whoever asks.
 
     Returns:
         [B, out², D].
@@ -83,7 +83,7 @@ def random_views(
 
 
 def _random_window(side: int, out: int, crop: int, flip: bool, seed: int, step: int, position: int) -> Tensor:
-    key = np.random.SeedSequence([seed, VIEW_STREAM, step, position])
+    key = np.random.SeedSequence([seed, WINDOW_STREAM, step, position])
     random = np.random.Generator(np.random.Philox(key))
     smaller = int(random.integers(crop + 1))
     top, left = (int(v) for v in random.integers(smaller + 1, size=2))

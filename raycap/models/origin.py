@@ -14,6 +14,7 @@ from typing import Any
 from raycap.errors import CheckpointError, RecipeError
 from raycap.models.checkpoint import find_captioner, read_about
 from raycap.models.clip import ABOUT as CLIP_ABOUT
+from raycap.models.clip import clip_digest
 from raycap.recipe import Recipe
 from raycap.recipe.load import validate
 
@@ -46,17 +47,31 @@ class Origin:
         return ", ".join([f"{self.about.get('run') or self.recipe.name}/{self.stage}", *parts])
 
     def trained_clip(self, role: str) -> Path | None:
-        """Folder of `clip.<role>` when it was trained in the run: where the checkpoint says, else in the run's folder
-        around it (a storage that was moved as a whole). None for a pretrained one, and where it is not said."""
+        """Folder of `clip.<role>` when it was trained in the run: in an export, in the run's folder around the
+        checkpoint (which may have been copied as a whole), or where the checkpoint says. None for a pretrained one,
+        and where it is not said.
+
+        Raises:
+            CheckpointError: there is one, and it is not the one that the checkpoint was trained or judged with.
+        """
         model = getattr(self.recipe.clip, role)
         if model is None or model.pretrained != "train":
             return None
         said = self.about.get("clips", {}).get(role)
-        places = [self.folder / said] if said else []
         # STORAGE/NAME/[seed-0/]scst/[checkpoints/]best: the run is at most four folders up
-        places += [parent / "clip" / role for parent in self.folder.parents[:4]]
+        places = [parent / "clip" / role for parent in self.folder.parents[:4]]
+        if said:
+            places.insert(len(places) if Path(said).is_absolute() else 0, self.folder / said)
         found = [place for place in places if (place / CLIP_ABOUT).is_file()]
-        return (found or (places[:1] if said else [None]))[0]
+        if not found:
+            return self.folder / said if said else None
+        digest = self.about.get("clip_digests", {}).get(role)
+        same = [place for place in found if not digest or clip_digest(place) in (None, digest)]
+        if not same:
+            raise CheckpointError(f"is not the clip.{role} of this checkpoint: it has been trained again since",
+                                  key="clip", value=str(found[0]), remedy="evaluate with the checkpoints that were "
+                                  "trained beside it, or an export made before")  # fmt: skip
+        return same[0]
 
 
 def read_origin(checkpoint: Path) -> Origin:

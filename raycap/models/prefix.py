@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from raycap.errors import RecipeError
-from raycap.models.grid import pool_grid, random_views
+from raycap.models.grid import pool_grid, random_windows
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
 from raycap.models.tokenizer import Tokenizer
 
@@ -98,19 +98,19 @@ class PrefixCaptioner(nn.Module):
             features = pool_grid(features, self.config.grid_size)
         return self.mapping(features)
 
-    def views(
+    def windows(
         self, features: Tensor, *, crop: int, flip: bool, seed: int, step: int, positions: Sequence[int]
     ) -> Tensor:
-        """A random view of each image's features to train on; the features themselves without crop and flip.
+        """A random window of each image's grid to train on; the features themselves without crop and flip.
 
         Args:
             features: [B, D] or [B, G, D].
-            positions: length B; a view is a function of (seed, step, position).
+            positions: length B; a window is a function of (seed, step, position).
         """
         if not (crop or flip):
             return features
         size = self.config.grid_size or None
-        return random_views(features, size, crop=crop, flip=flip, seed=seed, step=step, positions=positions)
+        return random_windows(features, size, crop=crop, flip=flip, seed=seed, step=step, positions=positions)
 
     def prefill(self, conditioning: Tensor) -> PrefixState:
         output = self.lm(inputs_embeds=conditioning, use_cache=True, logits_to_keep=1)

@@ -10,6 +10,7 @@ from raycap.recipe.sections import (
     DataRecipe,
     EvaluateRecipe,
     FeaturesRecipe,
+    GridWindow,
     MLEContinuedRecipe,
     MLERecipe,
     RewardRecipe,
@@ -17,7 +18,6 @@ from raycap.recipe.sections import (
     ScheduleRecipe,
     SCSTRecipe,
     Section,
-    Views,
     VocabularyRecipe,
 )
 from raycap.recipe.whole import Recipe
@@ -31,6 +31,7 @@ __all__ = [
     "DataRecipe",
     "EvaluateRecipe",
     "FeaturesRecipe",
+    "GridWindow",
     "MLEContinuedRecipe",
     "MLERecipe",
     "Recipe",
@@ -39,7 +40,6 @@ __all__ = [
     "ScenesRecipe",
     "ScheduleRecipe",
     "Section",
-    "Views",
     "VocabularyRecipe",
     "list_recipes",
     "load_recipe",

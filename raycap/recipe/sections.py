@@ -142,12 +142,12 @@ class CaptionerRecipe(Section):
     max_length: Positive = Field(20, description="limit of a caption in tokens, EOS included")
 
 
-class Views(Section):
+class GridWindow(Section):
     crop: int = Field(0, ge=0, description="sees random windows of the grid, up to this many cells smaller")
     flip: bool = Field(False, description="sees every second grid mirrored, at random")
 
 
-class MLERecipe(Views):
+class MLERecipe(GridWindow):
     epochs: Positive = Field(20, description="at most")
     patience: int = Field(3, ge=1, description="epochs without a better CIDEr-D on `select` before it stops")
     batch_size: Positive = Field(40, description="images a step")
@@ -200,7 +200,12 @@ class RewardRecipe(Section):
     )
 
 
-class SCSTRecipe(Views):
+def looks_through_clip(name: str, reward: RewardRecipe) -> bool:
+    """Whether a reward component looks at images through `clip.reward`; a critic or one of one's own may."""
+    return name in (*THROUGH_CLIP, "critic") or bool(reward.source)
+
+
+class SCSTRecipe(GridWindow):
     steps: Positive = Field(200, description="learner steps")
     batch_size: Positive = Field(40, description="images a step")
     lease_size: Positive = Field(20, description="images a lease: the unit of generation, reward and loss")
@@ -234,6 +239,9 @@ class EvaluateRecipe(Section):
     )
     decodings: list[Literal["greedy", "beam"]] = Field(["greedy", "beam"], description="of every row's captions")
     beam_size: Positive = Field(3, description="of the beam search")
+    samples: int = Field(
+        0, ge=0, description="captions an image that are sampled to tell how diverse they are (2 or more; 0: none)"
+    )
     batch_size: Positive = Field(100, description="images decoded at once")
     report_images: int = Field(24, ge=0, description="pictures in the report")
 

@@ -19,6 +19,7 @@ from raycap.recipe.sections import (
     RewardRecipe,
     SCSTRecipe,
     Section,
+    looks_through_clip,
 )
 
 Stage = Literal["prepare", "clip", "features", "mle", "scst", "mle_continued", "evaluate"]
@@ -73,6 +74,8 @@ class Recipe(Section):
                              "clip.reward")  # fmt: skip
         if self.features.encoder == "clip.reward" and self.clip.reward is None and "features" in self.stages:
             raise ValueError("features.encoder = 'clip.reward', but clip.reward is not set")
+        if self.evaluate.samples == 1:
+            raise ValueError("evaluate.samples = 1: diversity is that of 2 or more captions of an image")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}: one of them comes twice")
         if "scst" in self.stages and not self.rewards:
@@ -116,7 +119,8 @@ class Recipe(Section):
         """A CLIP that read captions must not reward images whose captions count as unread."""
         few = self.data.num_labeled is not None or (self.data.labeled_fraction or 1.0) < 1
         clip = self.clip.reward
-        uses_it = self.features.encoder == "clip.reward" or set(THROUGH_CLIP) & set(self.rewards)
+        rewarded = any(looks_through_clip(name, reward) for name, reward in self.rewards.items())
+        uses_it = self.features.encoder == "clip.reward" or rewarded
         if few and uses_it and clip is not None and clip.pretrained == "train" and not self.data.web_share:
             raise ValueError(
                 "data.num_labeled or data.labeled_fraction leaves captions unread, but clip.reward is trained here on "

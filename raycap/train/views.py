@@ -9,14 +9,14 @@ from torch import Tensor
 
 from raycap.data.features import FeatureStore
 from raycap.models.prefix import PrefixCaptioner
-from raycap.recipe import Views
+from raycap.recipe import GridWindow
 from raycap.train.validation import to_device
 
 STORED_VIEW_STREAM = 5  # of the seeds; others: raycap.data.picture_views, raycap.models.grid, raycap.train.seeding
 
 
 def training_views(
-    captioner: PrefixCaptioner, features: FeatureStore, image_ids: Sequence[str], recipe: Views, *, seed: int,
+    captioner: PrefixCaptioner, features: FeatureStore, image_ids: Sequence[str], recipe: GridWindow, *, seed: int,
     step: int, positions: Sequence[int],
 ) -> Tensor:  # fmt: skip
     """Features of some images as they are seen in a step: float32 [B, D] or [B, G, D] where the captioner is.
@@ -32,7 +32,7 @@ def training_views(
     if features.num_views:
         chosen = [_draw(features.num_views + 1, seed, step, position) for position in positions]
     seen = to_device(features, image_ids, captioner, views=chosen)
-    return captioner.views(seen, crop=recipe.crop, flip=recipe.flip, seed=seed, step=step, positions=positions)
+    return captioner.windows(seen, crop=recipe.crop, flip=recipe.flip, seed=seed, step=step, positions=positions)
 
 
 def _draw(count: int, seed: int, step: int, position: int) -> int:

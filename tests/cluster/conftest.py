@@ -12,6 +12,7 @@ import pytest
 
 from raycap.cluster.run import STAGES
 from raycap.cluster.stages import Run
+from raycap.cluster.storage import write_json
 from raycap.data.dataset import PreparedDataset
 from raycap.data.features import write_meta, write_shard
 from raycap.data.input_report import InputReport
@@ -88,11 +89,15 @@ def tiny_run(tmp_path: Path, prepared: PreparedDataset) -> Any:
         features.mkdir(parents=True)
         values = np.random.default_rng(0).normal(size=(2, len(ids), CELLS, WIDTH)).astype(np.float16)
         for view in range(2):
-            write_shard(features, view, ids, values[view], view)
-        write_meta(features, shape=(CELLS, WIDTH), shards=2, source="random")
+            write_shard(features, 0, ids, values[view], view)
+        write_meta(features, shape=(CELLS, WIDTH), shards=1, source="random", views=1)
         captions = {i: prepared.references(i) for i in run.labelled_ids(prepared)}
         captioner = new_captioner(recipe.captioner, (CELLS, WIDTH), captions, seed=0)
         save_captioner(run.path("mle", 0) / "best", captioner, {})
+        for name in ("prepare", "features", "mle"):
+            folder = run.stage_folder(name, 0)
+            write_json(folder.path / "stage.json", folder.made_from)
+            folder.finish({})
         return run
 
     return make

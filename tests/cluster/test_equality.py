@@ -138,7 +138,7 @@ def test_two_ranks_learn_what_one_learns(ray_session: Any, tiny_run: Any, tmp_pa
     assert sum(float((a[name] - b[name]).abs().sum()) for name in a) / sum(a[name].numel() for name in a) < 1e-5
 
 
-def test_one_step_off_goes_to_the_end_and_is_resumed(ray_session: Any, tiny_run: Any) -> None:
+def test_one_step_off_goes_to_the_end(ray_session: Any, tiny_run: Any) -> None:
     """max_policy_lag=1: from the second step on, captions come from the version before."""
     run = tiny_run("lag", cluster={"rollout_workers": 2}, scst={"max_policy_lag": 1})
     run_recipe(run.recipe)

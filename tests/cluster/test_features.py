@@ -83,7 +83,7 @@ def test_an_interrupted_extraction_goes_on_with_the_missing_shards(
 def test_the_extractor_is_a_plain_class(prepared: PreparedDataset, tmp_path: Path) -> None:
     worker = ShardExtractor(MeanColour, str(tmp_path), batch_size=2, dtype="float16", max_pixels=10**6, threads=1)
     chosen = images(prepared)[:3]
-    worker.extract(0, [i for i, _ in chosen], [p for _, p in chosen])
+    worker.extract(0, [i for i, _ in chosen], [p for _, p in chosen], [False] * 3)
     assert shard_file(tmp_path, 0).exists()
     assert [f.name for f in tmp_path.iterdir()] == ["part-00000.arrow"], "no temporary file is left"
 

@@ -98,6 +98,23 @@ def test_the_demo_takes_the_usual_port_only_while_it_is_free() -> None:
     assert demo._free_port(port) == port
 
 
+def test_the_demo_s_head_takes_no_port_and_no_folder_of_another_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    asked: list[int] = []
+    monkeypatch.setattr(demo, "_free_port", lambda usual: asked.append(usual) or usual + 1)
+    command = demo._head_command(8266)
+    assert sorted(asked) == [6379, 10001, 52365]
+    for option in ("--port=6380", "--ray-client-server-port=10002", "--dashboard-agent-listen-port=52366",
+                   "--dashboard-port=8266", "--node-ip-address=127.0.0.1"):  # fmt: skip
+        assert option in command
+    folder = next(option.partition("=")[2] for option in command if option.startswith("--temp-dir="))
+    assert folder.startswith("/tmp/raycap-")
+    # /SESSION/sockets/plasma_store is 65 bytes; a socket's name has 107 at most
+    assert len(folder) <= 40
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch")
+    assert not any("--temp-dir" in option for option in demo._head_command(8266))
+
+
 def test_the_demo_hands_on_the_status_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ray job submit` says 1 whatever it was: 2 (refused) is asked of the head."""
     asked: list[Any] = []

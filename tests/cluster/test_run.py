@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raycap.cluster.data_stages import missing_clips, used_clips
 from raycap.cluster.run import run_recipe, warn_of_cpus
 from raycap.cluster.stages import Run
-from raycap.cluster.training_stages import reward_signatures
+from raycap.cluster.training_stages import _shown, reward_signatures
+from raycap.data.features import FeatureStore
 from raycap.errors import DataError, RecipeError, StaleStage
 from raycap.recipe import Recipe, SCSTRecipe
 from raycap.train.journal import read_log
@@ -30,11 +33,11 @@ def whole(storage: Path, **sections: Any) -> Recipe:
             "judge": {"model": "raycap-scenes-judge", "seed": 2},
             "train": {"epochs": 1, "batch_size": 8},
         },
-        "features": {"encoder": "clip.reward", "kind": "grid", "grid_size": 2},
+        "features": {"encoder": "clip.reward", "kind": "grid", "grid_size": 2, "views": 1},
         "mle": {"epochs": 2, "batch_size": 8},
         "scst": {"steps": 2, "select_every": 1},
         "rewards": {"cider": {"weight": 1.0}, "clip": {"weight": 0.1}},
-        "evaluate": {"report_images": 3, "beam_size": 2},
+        "evaluate": {"report_images": 3, "beam_size": 2, "samples": 3},
     }
     return recipe_of(storage, ALL, **{**values, **sections})
 
@@ -56,11 +59,40 @@ def test_every_system_has_its_row_and_the_report_shows_a_picture(finished: Run) 
         assert row["num_images"] == 4
         assert row["judge"] == "raycap-scenes-judge/tiny"
         assert {"cider_d", "bleu_4", "rouge_l", "clipscore"} <= row["metrics"].keys()
+        sampled = {"distinct_1", "distinct_2", "mbleu_4", "self_cider"} & row["metrics"].keys()
+        assert len(sampled) == (4 if row["decoding"] == "greedy" else 0)
     # systems that say the same everywhere differ in no picture: only the group of drawn ones is there
     report = (finished.path("evaluate", 0) / "report.html").read_text()
     assert report.count("data:image/") >= 1
     captions = json.loads((finished.path("evaluate", 0) / "captions.scst.greedy.seed-0.json").read_text())
     assert sorted(c["image_id"] for c in captions) == sorted(finished.dataset.ids("test"))
+
+
+def test_training_images_have_their_views_and_no_others(finished: Run) -> None:
+    store = FeatureStore.open(finished.path("features", 0) / "captioner")
+    assert store.num_views == 1
+    trained = finished.dataset.captioner_ids()
+    assert not np.array_equal(store.get(trained), store.get(trained, views=[1] * len(trained)))
+    for image_id in [*finished.dataset.select_ids(), *finished.dataset.ids("test")]:
+        with pytest.raises(DataError, match="of view 1"):
+            store.get([image_id], views=[1])
+
+
+def test_steps_of_an_earlier_job_are_not_the_rate_of_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(step: int) -> None:
+        with open(tmp_path / "log.jsonl", "a") as log:
+            log.write(json.dumps({"step": step, "total_steps": 100}) + "\n")
+
+    for step in range(31):
+        write(step)
+    with _shown(tmp_path, "mle"):
+        time.sleep(1.5)
+        write(31)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["30/100"]
+    assert "steps/s" not in lines[0]
 
 
 def test_both_rewards_are_logged_by_component(finished: Run) -> None:

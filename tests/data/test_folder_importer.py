@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raycap.data.detect import import_dataset
 from raycap.data.folder import import_folder
 from raycap.data.input_report import InputReport
 from raycap.data.prepare import prepare
@@ -45,6 +46,21 @@ def test_a_text_file_beside_each_image(root: Path) -> None:
     assert imported(root) == {
         "0012.jpg": ("a dog", "a brown dog"), "b.PNG": (), "sub/c.jpg": ("a cat",), "sub/deep/d.gif": (),
     }  # fmt: skip
+
+
+def test_endings_in_capitals_and_linked_folders(root: Path, tmp_path: Path, write_picture) -> None:
+    write_picture(tmp_path / "disk" / "h.jpg")
+    (tmp_path / "disk" / "h.TXT").write_text("a horse")
+    (root / "linked").symlink_to(tmp_path / "disk")
+    assert imported(root)["linked/h.jpg"] == ("a horse",)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.txt"])
+def test_a_table_in_utf_16_is_said_to_be_that(root: Path, name: str) -> None:
+    (root / name).write_text("image,caption\n0012.jpg,a dog\n", encoding="utf-16")
+    for format in ("auto", "folder"):
+        with pytest.raises(DataError, match=f"{name}.*UTF-16.*UTF-8"):
+            import_dataset(root, format=format, report=InputReport())
 
 
 def test_notes_are_not_captions_where_no_image_has_any(root: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from raycap.evaluate.scoring import score_system
+from raycap.evaluate.scoring import sample_diversity, score_system
 from raycap.metrics.ptb import tokenize
 
 CAPTIONS = {"a": "a man on a", "b": "a dog runs", "c": "a dog runs"}
@@ -36,6 +36,19 @@ def test_surface_by_hand() -> None:
     assert found["bad_ending_rate"] == pytest.approx(1 / 3)
     assert found["unsupported_gender_rate"] == pytest.approx(1 / 3), "a man, where the references know a woman"
     assert "bleu_4" in found
+
+
+def test_diversity_of_samples_at_both_ends() -> None:
+    alike = sample_diversity({image: ["a dog runs here"] * 3 for image in REFERENCES}, REFERENCES)
+    apart = {"a": ["her dog runs", "a woman walks", "no"], "b": ["the dog", "someone walks", "a"],
+             "c": ["her dog", "a woman", "runs"]}  # fmt: skip
+    found = sample_diversity(apart, REFERENCES)
+    assert alike["mbleu_4"] == pytest.approx(1, abs=1e-8)
+    assert alike["self_cider"] == pytest.approx(0, abs=1e-6)
+    assert alike["distinct_1"] == pytest.approx(4 / 12)
+    assert found["mbleu_4"] < 0.01
+    assert found["self_cider"] > 0.9
+    assert found["distinct_1"] == pytest.approx((7 / 7 + 5 / 5 + 5 / 5) / 3)
 
 
 def test_novel_captions_are_those_that_no_training_caption_says() -> None:

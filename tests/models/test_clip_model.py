@@ -135,6 +135,39 @@ def test_unknown_models_and_tags_are_refused_before_anything_is_fetched() -> Non
         load_clip("ViT-L-14", "opanai", prompt="")
 
 
+@pytest.mark.parametrize(
+    ("model", "tag", "forced"),
+    [
+        ("ViT-B-32", "openai", True), ("ViT-B-32-quickgelu", "openai", False), ("ViT-B-32", "laion2b_s34b_b79k", False),
+        ("RN50", "openai", True),
+    ],
+)  # fmt: skip
+def test_weights_get_the_activation_they_were_trained_with(
+    model: str, tag: str, forced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open_clip only warns, and every score is another one."""
+    import open_clip
+
+    asked: dict[str, object] = {}
+
+    def create(name: str, **options: object) -> tuple[torch.nn.Module, None, None]:
+        asked.update(options)
+        return torch.nn.Identity(), None, None
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    load_clip(model, tag, prompt="")
+    assert asked == {"pretrained": tag, **({"force_quick_gelu": True} if forced else {})}
+
+
+def test_weights_trained_without_quick_gelu_are_refused_by_a_model_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda model: ["plain"])
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda model, tag: {})
+    with pytest.raises(RecipeError, match=r"trained without QuickGELU.*take ViT-B-32"):
+        load_clip("ViT-B-32-quickgelu", "plain", prompt="")
+
+
 def test_a_recipe_names_a_trained_clip_or_a_file(clip_folder: Path, tmp_path: Path) -> None:
     trained = clip_of(ClipModelRecipe(model="raycap-scenes-reward"), clip_folder)
     file = tmp_path / "mine.pt"

@@ -1,4 +1,4 @@
-"""Views of a grid: pooling against torch's, windows and mirrors by hand, the draw's reach and its independence."""
+"""GridWindow of a grid: pooling against torch's, windows and mirrors by hand, the draw's reach and its independence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from raycap.errors import RecipeError
-from raycap.models.grid import pool_grid, random_views, side_of, window_matrix
+from raycap.models.grid import pool_grid, random_windows, side_of, window_matrix
 
 
 def numbered(side: int, images: int = 1) -> Tensor:
@@ -47,7 +47,7 @@ def test_a_grid_that_is_not_square_is_refused() -> None:
 def test_every_view_is_drawn_and_none_beyond_the_crop() -> None:
     grid, seen = numbered(3), set()
     for position in range(400):
-        view = random_views(grid, 2, crop=1, flip=True, seed=5, step=0, positions=[position])[0, :, 1:]
+        view = random_windows(grid, 2, crop=1, flip=True, seed=5, step=0, positions=[position])[0, :, 1:]
         seen.add(tuple(map(tuple, view.tolist())))
     windows = {
         tuple(map(tuple, (window_matrix(3, 2, top, left, side, mirrored) @ grid[0])[:, 1:].tolist()))
@@ -59,7 +59,7 @@ def test_every_view_is_drawn_and_none_beyond_the_crop() -> None:
 
 def test_without_flip_nothing_is_mirrored() -> None:
     for position in range(50):
-        view = random_views(numbered(3), None, crop=2, flip=False, seed=1, step=2, positions=[position])
+        view = random_windows(numbered(3), None, crop=2, flip=False, seed=1, step=2, positions=[position])
         columns = view[0, :, 2].view(3, 3)
         assert bool((columns[:, 1:] >= columns[:, :-1]).all())
 
@@ -67,10 +67,10 @@ def test_without_flip_nothing_is_mirrored() -> None:
 def test_a_view_hangs_on_seed_step_and_position_alone() -> None:
     grid = torch.randn(3, 25, 4, generator=torch.Generator().manual_seed(1))
     options = {"crop": 2, "flip": True, "seed": 9, "step": 4}
-    together = random_views(grid, 3, **options, positions=[11, 12, 13])
-    alone = random_views(grid[1:2], 3, **options, positions=[12])
+    together = random_windows(grid, 3, **options, positions=[11, 12, 13])
+    alone = random_windows(grid[1:2], 3, **options, positions=[12])
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-6)
     for change in ({"seed": 10}, {"step": 5}):
-        others = [random_views(grid[:1], 3, **{**options, **change}, positions=[p]) for p in range(8)]
-        mine = [random_views(grid[:1], 3, **options, positions=[p]) for p in range(8)]
+        others = [random_windows(grid[:1], 3, **{**options, **change}, positions=[p]) for p in range(8)]
+        mine = [random_windows(grid[:1], 3, **options, positions=[p]) for p in range(8)]
         assert any(not torch.equal(a, b) for a, b in zip(mine, others, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def test_trained_clips(save, tmp_path: Path) -> None:
     ]  # fmt: skip
     pretrained = load_recipe("scenes", ["clip.judge={model: ViT-B-32, pretrained: openai}"], {})
     assert read_origin(save({"recipe": pretrained.model_dump(mode="json")})).trained_clip("judge") is None
+
+
+def test_the_clip_beside_a_copied_run_wins_over_the_one_it_was_copied_from(save, tmp_path: Path) -> None:
+    recipe = load_recipe("scenes", [], {}).model_dump(mode="json")
+    there, here = tmp_path / "elsewhere" / "clip" / "judge", tmp_path / "run" / "clip" / "judge"
+    for place, digest in ((there, "trained again"), (here, "as it was")):
+        place.mkdir(parents=True)
+        (place / "clip.json").write_text(json.dumps({"digest": digest}))
+    told = {"recipe": recipe, "clips": {"judge": str(there)}, "clip_digests": {"judge": "as it was"}}
+    assert read_origin(save(told)).trained_clip("judge") == here
+    (here / "clip.json").unlink()
+    with pytest.raises(CheckpointError, match=r"not the clip\.judge of this checkpoint.*trained again"):
+        read_origin(save(told)).trained_clip("judge")
 
 
 def test_files_that_a_recipe_names() -> None:

@@ -208,8 +208,8 @@ def test_a_grid_is_pooled_to_the_cells_that_the_captioner_was_built_for(make_cap
 def test_views_are_drawn_where_they_are_asked_for(make_captioner: MakeCaptioner) -> None:
     shown, captioner = pictures("grid", 3), make_captioner()
     of = {"seed": 1, "positions": [3, 4, 5]}
-    assert captioner.views(shown, crop=0, flip=False, step=2, **of) is shown
-    views = [captioner.views(shown, crop=0, flip=True, step=step, **of) for step in range(6)]
+    assert captioner.windows(shown, crop=0, flip=False, step=2, **of) is shown
+    views = [captioner.windows(shown, crop=0, flip=True, step=step, **of) for step in range(6)]
     mirrored = shown[:, [1, 0, 3, 2]]
     for image in range(3):
         seen = [torch.equal(v[image], mirrored[image]) for v in views]

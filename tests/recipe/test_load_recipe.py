@@ -202,6 +202,8 @@ def test_a_weight_on_the_command_line_adds_a_component() -> None:
         (("seeds=[-1]",), r"seeds"),
         (("data.web_share=1",), r"data.web_share"),
         (("data.num_labeled=100", "rewards.clip.weight=1"), r"data.web_share=0.5"),
+        (("data.num_labeled=100", "rewards.mine={source: 'a.b:C'}"), r"data.web_share=0.5"),
+        (("data.num_labeled=100", "rewards.critic={}"), r"data.web_share=0.5"),
         (("data.labeled_fraction=0.1", "rewards={self_retrieval: {}}"), r"data.web_share=0.5"),
         (("data.num_labeled=100", "features.encoder=clip.reward"), r"data.web_share=0.5"),
         (("clip.reward=null", "rewards={self_retrieval: {}}"), r"rewards.self_retrieval needs clip.reward"),

@@ -79,5 +79,5 @@ def test_every_section_is_public() -> None:
     for _, model in ALL:
         assert getattr(raycap.recipe, model.__name__) is model
     assert sorted(raycap.recipe.__all__) == sorted(
-        {model.__name__ for _, model in ALL} | {"Section", "Views", "list_recipes", "load_recipe", "to_yaml"}
+        {model.__name__ for _, model in ALL} | {"Section", "GridWindow", "list_recipes", "load_recipe", "to_yaml"}
     )

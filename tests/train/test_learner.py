@@ -201,7 +201,7 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut(
 
 
 def test_at_lag_0_the_ratio_is_one_to_float_error(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
-    """Feature, word and the LM's own dropout are set, and off: in generation as in learning. Views are the same."""
+    """Feature, word and the LM's own dropout are set, and off: in generation as in learning. Windows are the same."""
     for temperature in (1.0, 0.8):
         recipe = recipe_of(temperature=temperature, crop=1, flip=True)
         captioner = make_captioner(feature_dropout=0.5, word_dropout=0.5, seed=3).train()
