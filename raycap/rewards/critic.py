@@ -33,16 +33,20 @@ class CriticReward:
     """
 
     def __init__(self, context: Context, *, model: str = "", checkpoint: str = "") -> None:
+        self.check_options(model=model, checkpoint=checkpoint)
+        self.critic: Critic = load_dotted(model, key="rewards.critic.options.model")(context, Path(checkpoint))
+        self.signature = f"critic[{model}]"
+
+    @staticmethod
+    def check_options(*, model: str = "", checkpoint: str = "") -> None:
+        """Raises RecipeError for what the constructor would refuse."""
         if not model:
             raise RecipeError("no critic is named", key="rewards.critic.options.model", value=model,
                               remedy="package.module:ClassName of a class with values(image_ids, captions)",
                               )  # fmt: skip
-        folder = Path(checkpoint)
-        if not checkpoint or not folder.is_dir():
+        if not checkpoint or not Path(checkpoint).is_dir():
             raise RecipeError("is not a folder", key="rewards.critic.options.checkpoint", value=checkpoint,
                               remedy="give the folder of the critic's weights")  # fmt: skip
-        self.critic: Critic = load_dotted(model, key="rewards.critic.options.model")(context, folder)
-        self.signature = f"critic[{model}]"
 
     def score(self, batch: CaptionBatch) -> list[float | None]:
         return [float(value) for value in self.critic.values(batch.image_ids, batch.captions)]

@@ -51,11 +51,16 @@ class BleuReward(_OverlapReward):
     """
 
     def __init__(self, context: Context, *, order: int = 4, eos: bool = True) -> None:
-        if order not in (1, 2, 3, 4):
-            raise RecipeError("expected 1, 2, 3 or 4", key="rewards.bleu.options.order", value=order)
+        self.check_options(order=order)
         super().__init__(context, eos=eos)
         self.order, (self.index, _) = order, index_references(self.references)
         self.signature = f"BLEU[n{order},caption]+eos[{'finished' if eos else 'none'}]"
+
+    @staticmethod
+    def check_options(*, order: int = 4, eos: bool = True) -> None:
+        """Raises RecipeError for what the constructor would refuse."""
+        if order not in (1, 2, 3, 4):
+            raise RecipeError("expected 1, 2, 3 or 4", key="rewards.bleu.options.order", value=order)
 
     def overlap(self, candidates: Sequence[list[str]], image_ids: Sequence[str]) -> Sequence[float]:
         counts = bleu_counts(candidates, self.index.numbers(image_ids), self.index)

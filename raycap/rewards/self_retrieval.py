@@ -24,13 +24,18 @@ class SelfRetrievalReward:
     """
 
     def __init__(self, context: Context, *, temperature: float = 0.07, batch_size: int = 256) -> None:
-        if not temperature > 0:
-            raise RecipeError("expected more than 0", key="rewards.self_retrieval.options.temperature",
-                              value=temperature)  # fmt: skip
+        self.check_options(temperature=temperature, batch_size=batch_size)
         recipe, folder = context.reward_clip
         self.clip = clip_of(recipe, Path(folder), context.device)
         self.context, self.temperature, self.batch_size = context, temperature, batch_size
         self.signature = f"self_retrieval[{self.clip.name},t{temperature:g}]"
+
+    @staticmethod
+    def check_options(*, temperature: float = 0.07, batch_size: int = 256) -> None:
+        """Raises RecipeError for what the constructor would refuse."""
+        for name, value in (("temperature", temperature), ("batch_size", batch_size)):
+            if not value > 0:
+                raise RecipeError("expected more than 0", key=f"rewards.self_retrieval.options.{name}", value=value)
 
     def score(self, batch: CaptionBatch) -> list[float | None]:
         places = {image_id: n for n, image_id in enumerate(dict.fromkeys(batch.image_ids))}

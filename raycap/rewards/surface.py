@@ -24,13 +24,18 @@ class LengthReward:
         if target is None:
             lengths = [len(tokenize(text)) for texts in context.labelled_references().values() for text in texts]
             target = sum(lengths) / len(lengths) if lengths else 0.0
-        if not target > 0:
+        self.check_options(target=target, tolerance=tolerance)
+        self.target, self.tolerance = target, tolerance
+        self.signature = f"length[{target:.2f}±{tolerance:g}]"
+
+    @staticmethod
+    def check_options(*, target: float | None = None, tolerance: float = 2.0) -> None:
+        """Raises RecipeError for what the constructor would refuse."""
+        if target is not None and not target > 0:
             raise RecipeError("expected a positive number of words", key="rewards.length.options.target", value=target,
                               remedy="it is the references' mean length where there are any")  # fmt: skip
         if not tolerance >= 0:
             raise RecipeError("expected 0 or more words", key="rewards.length.options.tolerance", value=tolerance)
-        self.target, self.tolerance = target, tolerance
-        self.signature = f"length[{target:.2f}±{tolerance:g}]"
 
     def score(self, batch: CaptionBatch) -> list[float | None]:
         over = [abs(len(tokenize(text)) - self.target) - self.tolerance for text in batch.captions]
@@ -41,9 +46,14 @@ class RepetitionReward:
     """−(share of the caption's n-grams that it has said before) (Welleck et al. 2020, rep-n)."""
 
     def __init__(self, context: Context, *, n: int = 2) -> None:
+        self.check_options(n=n)
+        self.n, self.signature = n, f"repetition[n{n}]"
+
+    @staticmethod
+    def check_options(*, n: int = 2) -> None:
+        """Raises RecipeError for what the constructor would refuse."""
         if n < 1:
             raise RecipeError("expected 1 or more", key="rewards.repetition.options.n", value=n)
-        self.n, self.signature = n, f"repetition[n{n}]"
 
     def score(self, batch: CaptionBatch) -> list[float | None]:
         return [-repetition(tokenize(text), self.n) for text in batch.captions]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from raycap.errors import RecipeError
 from raycap.types import CaptionBatch
 
 
@@ -26,3 +27,10 @@ class Faulty:
             return [*values, 0.0]
         values[self.place] = {"nan": float("nan"), "infinity": float("inf"), "none": None}.get(self.fault, 0.0)
         return values
+
+
+class Refuses:
+    """Refuses its options when it is built, which nothing could know before."""
+
+    def __init__(self, context: Any) -> None:
+        raise RecipeError("planted", key="rewards.mine.options", value={})

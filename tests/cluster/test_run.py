@@ -193,6 +193,11 @@ def test_a_wrong_reward_is_refused_before_the_first_stage(tmp_path: Path) -> Non
     for rewards, message in (
         ({"cider": {"options": {"eso": True}}}, r"rewards.cider.options = .*eso"),
         ({"mine": {"source": "nowhere.to:Be"}}, r"rewards.mine.source = 'nowhere.to:Be'"),
+        ({"bleu": {"options": {"order": 9}}}, r"rewards.bleu.options.order = 9"),
+        ({"repetition": {"options": {"n": 0}}}, r"rewards.repetition.options.n = 0"),
+        ({"repetition": {"options": {"n": "two"}}}, r"rewards.repetition.options = .*two"),
+        ({"length": {"options": {"target": -1}}}, r"rewards.length.options.target = -1"),
+        ({"critic": {"options": {"model": "a:B", "checkpoint": "/nowhere"}}}, r"rewards.critic.options.checkpoint"),
     ):
         with pytest.raises(RecipeError, match=message):
             run_recipe(
@@ -202,8 +207,8 @@ def test_a_wrong_reward_is_refused_before_the_first_stage(tmp_path: Path) -> Non
 
 
 def test_a_reward_that_refuses_when_it_is_built_says_so(ray_session: Any, tiny_run: Any) -> None:
-    run = tiny_run("refused", rewards={"bleu": {"options": {"order": 9}}})
-    with pytest.raises(RecipeError, match=r"rewards.bleu.options.order = 9"):
+    run = tiny_run("refused", rewards={"mine": {"source": "tests.cluster.faulty:Refuses"}})
+    with pytest.raises(RecipeError, match=r"rewards.mine.options = \{\}"):
         run_recipe(run.recipe)
 
 

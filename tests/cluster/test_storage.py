@@ -218,6 +218,11 @@ def test_weights_of_a_package_that_is_not_there_are_missed_before_anything_start
     features = {"encoder": "tf_efficientnet_lite0", "weights": "package:no_such_package"}
     with pytest.raises(RecipeError, match=r"features.weights = 'package:no_such_package': the package is not"):
         check_places(recipe_of(tmp_path, ["prepare", "features"], features=features))
+    features["weights"] = str(tmp_path / "weights.pth")
+    with pytest.raises(RecipeError, match=r"features.weights = .*no such file"):
+        check_places(recipe_of(tmp_path, ["prepare", "features"], features=features))
+    (tmp_path / "weights.pth").touch()
+    check_places(recipe_of(tmp_path, ["prepare", "features"], features=features))
 
 
 @pytest.mark.parametrize(
