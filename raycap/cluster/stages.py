@@ -14,12 +14,19 @@ from typing import Any
 
 import torch
 
-from raycap.cluster.storage import StageFolder, data_root, run_folder, stored_fingerprint, stored_made_from
+from raycap.cluster.storage import (
+    StageFolder,
+    data_root,
+    fingerprint,
+    run_folder,
+    stored_fingerprint,
+    stored_made_from,
+)
 from raycap.data.dataset import PreparedDataset
 from raycap.data.source import describe_source
 from raycap.errors import RecipeError
 from raycap.models.clip import clip_digest, shipped_config
-from raycap.recipe import Recipe
+from raycap.recipe import Recipe, Section
 from raycap.recipe.sections import THROUGH_CLIP
 
 CLIPS = ("reward", "judge")
@@ -66,6 +73,7 @@ class Run:
         if not stage.shared:
             made_from["seed"] = seed
         path = self.path(name, seed)
+        made_from = _as_stored(stored_made_from(path), made_from)
         return StageFolder(path, str(path.relative_to(self.folder)), made_from)
 
     def _input(self, name: str, seed: int) -> str | None:
@@ -195,6 +203,24 @@ class Run:
             "clip_digests": {role: clip_digest(path) for role, path in clips.items()},
             "recipe": recipe,
         }
+
+
+def _as_stored(stored: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`stored`, where all that `now` has more are recipe fields at their defaults: a newer raycap knows more of them,
+    and what an older one made is as good as before."""
+    known = {**stored, "values": dict(stored.get("values", {}))}
+    for section, values in now["values"].items():
+        if isinstance(values, Mapping) and isinstance(before := known["values"].get(section), Mapping):
+            added = {n: value for n, value in _defaults(section).items() if n in values and n not in before}
+            known["values"][section] = {**before, **added}
+    return stored if stored and fingerprint(known) == fingerprint(now) else now
+
+
+def _defaults(section: str) -> dict[str, Any]:
+    """Defaults of a recipe section's fields; {} where there is no such section."""
+    field = Recipe.model_fields.get(section)
+    default = field.get_default(call_default_factory=True) if field else None
+    return default.model_dump(mode="json") if isinstance(default, Section) else {}
 
 
 def trained_clips(recipe: Recipe) -> Sequence[str]:

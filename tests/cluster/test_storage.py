@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import data_root
 from raycap.cluster.run import STAGES
 from raycap.cluster.stages import Run
-from raycap.cluster.storage import StageFolder, check_places, differences, refuse_stale, run_folder, working_in
+from raycap.cluster.storage import (
+    StageFolder,
+    check_places,
+    differences,
+    refuse_stale,
+    run_folder,
+    working_in,
+    write_json,
+)
 from raycap.errors import RecipeError, StaleStage
 from tests.cluster.conftest import recipe_of
 
@@ -85,6 +94,24 @@ def test_the_number_of_workers_makes_nothing_stale(tmp_path: Path) -> None:
     run = Run(recipe_of(tmp_path, stages), STAGES)
     other = Run(recipe_of(tmp_path, stages, cluster={"rollout_workers": 3}), STAGES)
     assert all(run.stage_folder(n, 0).fingerprint == other.stage_folder(n, 0).fingerprint for n in stages)
+
+
+def test_a_field_that_a_newer_raycap_adds_makes_nothing_stale_at_its_default(tmp_path: Path) -> None:
+    stages = ["prepare", "features", "mle"]
+    older = Run(recipe_of(tmp_path, stages), STAGES)
+    for name in stages:
+        folder = older.stage_folder(name, 0)
+        folder.open(older.recipe)
+        if name == "features":  # as a version without views wrote it
+            made_from = json.loads(json.dumps(folder.made_from))
+            del made_from["values"]["features"]["views"]
+            write_json(folder.path / "stage.json", made_from)
+        folder.finish({})
+    for name in stages:
+        assert not Run(recipe_of(tmp_path, stages), STAGES).stage_folder(name, 0).changes()
+    changed = Run(recipe_of(tmp_path, stages, features={"views": 2}), STAGES)
+    assert changed.stage_folder("features", 0).changes() == ["values.features.views: None → 2"]
+    assert changed.stage_folder("mle", 0).changes()
 
 
 def test_labelled_images_do_not_make_features_stale(tmp_path: Path) -> None:
