@@ -32,7 +32,8 @@ def check_inputs(run: Run) -> None:
 
 def _unnamed_inputs(run: Run) -> list[str]:
     """Stages whose results this job reads and does not make. `evaluate` takes those that there are."""
-    wanted, found = [s for s in run.recipe.stages if s != "evaluate"], []
+    wanted: list[str] = [s for s in run.recipe.stages if s != "evaluate"]
+    found: list[str] = []
     if "evaluate" in run.recipe.stages:
         wanted += [s for s in run.stages["evaluate"].inputs if s in run.recipe.stages or run.has(s)]
         found = [s for s in wanted if s not in run.recipe.stages]

@@ -51,8 +51,11 @@ def new_captioner(
     return PrefixCaptioner(config, lm, tokenizer)
 
 
-def check_captioner(recipe: CaptionerRecipe) -> None:
+def check_captioner(recipe: CaptionerRecipe, grid_size: int | None = None) -> None:
     """What can be said of the LM before there are features: its kind, its place, its positions.
+
+    Args:
+        grid_size: cells a side of the features, where the recipe says so.
 
     Raises:
         RecipeError: as `new_captioner` would, hours later.
@@ -64,7 +67,7 @@ def check_captioner(recipe: CaptionerRecipe) -> None:
         return
     values = {key: value for key, value in recipe.lm_config.items() if key != "model_type"}
     config = lm_config_of(recipe.lm_config, values)
-    known = (recipe.grid_size or 0) ** 2 if recipe.mapping == "grid" else recipe.prefix_length
+    known = (recipe.grid_size or grid_size or 0) ** 2 if recipe.mapping == "grid" else recipe.prefix_length
     if known:
         _check_positions(recipe, known, config)
 
@@ -76,7 +79,7 @@ def _check_positions(recipe: CaptionerRecipe, prefix: int, lm_config: Any) -> No
         raise RecipeError(
             f"the LM has {room} positions, a prefix of {prefix} and {recipe.max_length} tokens need more",
             key="captioner.lm_config" if not recipe.lm else "captioner.lm", value=recipe.lm or recipe.lm_config,
-            remedy="raise n_positions, or lower captioner.grid_size or captioner.max_length",
+            remedy="raise n_positions, or lower the grid_size of captioner or features, or captioner.max_length",
         )  # fmt: skip
 
 

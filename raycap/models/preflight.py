@@ -29,4 +29,4 @@ def check_models(recipe: Recipe) -> None:
             weights = None if clip.pretrained == "train" else clip.pretrained
             check_clip_name(clip.model, weights, key=f"clip.{role}")
     if "mle" in recipe.stages:
-        check_captioner(recipe.captioner)
+        check_captioner(recipe.captioner, recipe.features.grid_size)

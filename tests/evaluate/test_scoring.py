@@ -40,14 +40,14 @@ def test_surface_by_hand() -> None:
 
 def test_diversity_of_samples_at_both_ends() -> None:
     alike = sample_diversity({image: ["a dog runs here"] * 3 for image in REFERENCES}, REFERENCES)
-    apart = {"a": ["her dog runs", "a woman walks", "no"], "b": ["the dog", "someone walks", "a"],
+    apart = {"a": ["her dog runs", "a woman walks", "the"], "b": ["the dog", "someone walks", "a"],
              "c": ["her dog", "a woman", "runs"]}  # fmt: skip
     found = sample_diversity(apart, REFERENCES)
     assert alike["mbleu_4"] == pytest.approx(1, abs=1e-8)
     assert alike["self_cider"] == pytest.approx(0, abs=1e-6)
     assert alike["distinct_1"] == pytest.approx(4 / 12)
     assert found["mbleu_4"] < 0.01
-    assert found["self_cider"] > 0.9
+    assert found["self_cider"] > 0.7  # not 1: a word that every image has weighs nothing
     assert found["distinct_1"] == pytest.approx((7 / 7 + 5 / 5 + 5 / 5) / 3)
 
 
