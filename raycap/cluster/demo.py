@@ -134,7 +134,7 @@ def _free_port(wanted: int) -> int:
     for port in (wanted, 0):
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", port))  # another head may hold it on another address of this machine
             except OSError:
                 continue
             return int(probe.getsockname()[1])
