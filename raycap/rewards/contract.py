@@ -78,22 +78,25 @@ def build_component(name: str, context: RewardContext, options: Mapping[str, Any
 def check_component(name: str, options: Mapping[str, Any], source: str = "") -> None:
     """Whether there is such a component and it takes such options, without building it.
 
-    A class may say more about them in a static method `check_options(**options)`: what that refuses is refused before
-    anything is trained.
+    A class may say more about them in a static method `check_options(**options)`: what that refuses (a RecipeError, a
+    ValueError or a TypeError) is refused before anything is trained.
 
     Raises:
         RecipeError: see `build_component`.
     """
     kind, path = _class_of(name, source)
     try:
-        inspect.signature(kind).bind(None, **options)
+        signature = inspect.signature(kind)
+    except ValueError:
+        signature = None  # a class without one, in C: building it will tell
+    try:
+        if signature is not None:
+            signature.bind(None, **options)
         if (check := getattr(kind, "check_options", None)) is not None:
             check(**options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise RecipeError(str(error), key=f"rewards.{name}.options", value=dict(options),
                           remedy=f"they are the keyword arguments of {path}") from error  # fmt: skip
-    except ValueError:
-        return  # a class without a signature: building it will tell
 
 
 def _class_of(name: str, source: str) -> tuple[Any, str]:

@@ -29,6 +29,18 @@ class Faulty:
         return values
 
 
+class Picky:
+    """Says before it is built which options it takes, as anybody's class may."""
+
+    def __init__(self, context: Any, *, size: int = 1) -> None:
+        self.check_options(size=size)
+
+    @staticmethod
+    def check_options(*, size: int = 1) -> None:
+        if size < 1:
+            raise ValueError("size must be 1 or more")
+
+
 class Refuses:
     """Refuses its options when it is built, which nothing could know before."""
 

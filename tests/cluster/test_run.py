@@ -193,6 +193,10 @@ def test_a_wrong_reward_is_refused_before_the_first_stage(tmp_path: Path) -> Non
     for rewards, message in (
         ({"cider": {"options": {"eso": True}}}, r"rewards.cider.options = .*eso"),
         ({"mine": {"source": "nowhere.to:Be"}}, r"rewards.mine.source = 'nowhere.to:Be'"),
+        (
+            {"mine": {"source": "tests.cluster.faulty:Picky", "options": {"size": 0}}},
+            r"rewards.mine.options.*1 or more",
+        ),
         ({"bleu": {"options": {"order": 9}}}, r"rewards.bleu.options.order = 9"),
         ({"repetition": {"options": {"n": 0}}}, r"rewards.repetition.options.n = 0"),
         ({"repetition": {"options": {"n": "two"}}}, r"rewards.repetition.options = .*two"),
