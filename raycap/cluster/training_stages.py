@@ -64,9 +64,9 @@ def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
 def _check_windows(run: Run, seed: int) -> None:
     """Before hours of training: can the grid be cropped as the recipe says?"""
     cells = FeatureStore.open(run.path("features", seed) / "captioner").shape[0]
-    for name, views in (("mle", run.recipe.mle), ("scst", run.recipe.scst)):
-        if (views.crop or views.flip) and views.crop >= side_of(cells):
-            raise RecipeError(f"the grid has {side_of(cells)} cells a side", key=f"{name}.crop", value=views.crop,
+    for name, window in (("mle", run.recipe.mle), ("scst", run.recipe.scst)):
+        if (window.crop or window.flip) and window.crop >= side_of(cells):
+            raise RecipeError(f"the grid has {side_of(cells)} cells a side", key=f"{name}.crop", value=window.crop,
                               remedy="crop fewer cells than that")  # fmt: skip
 
 

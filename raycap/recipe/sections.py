@@ -145,6 +145,7 @@ class CaptionerRecipe(Section):
 class GridWindow(Section):
     crop: int = Field(0, ge=0, description="sees random windows of the grid, up to this many cells smaller")
     flip: bool = Field(False, description="sees every second grid mirrored, at random")
+    views: bool = Field(True, description="sees the stored views too, where `features.views` made some")
 
 
 class MLERecipe(GridWindow):

@@ -96,9 +96,14 @@ class Recipe(Section):
             raise ValueError("captioner.mapping = 'grid' needs features.kind = 'grid'; take mlp or transformer")
         if self.features.kind == "pooled" and self.captioner.grid_size:
             raise ValueError("captioner.grid_size needs features.kind = 'grid'")
-        for name, views in (("mle", self.mle), ("scst", self.scst)):
-            if self.features.kind == "pooled" and (views.crop or views.flip):
+        for name, window in (("mle", self.mle), ("scst", self.scst)):
+            if self.features.kind == "pooled" and (window.crop or window.flip):
                 raise ValueError(f"{name}.crop and {name}.flip need features.kind = 'grid'")
+        trained = [stage.views for name, stage in (("mle", self.mle), ("scst", self.scst)) if name in self.stages]
+        if "features" in self.stages and self.features.views and trained and not any(trained):
+            raise ValueError(
+                f"features.views = {self.features.views}, but no stage looks at them: set features.views=0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,14 +22,14 @@ def training_views(
     """Features of some images as they are seen in a step: float32 [B, D] or [B, G, D] where the captioner is.
 
     Each image is seen in one of its stored views (`features.views` of the recipe; the plain one is among them), drawn
-    evenly, and of that the grid's window and mirror that `recipe` asks for.
+    evenly, unless `recipe.views` keeps to the plain one, and of that the window and mirror that `recipe` asks for.
 
     Args:
         image_ids: length B.
         positions: length B; what is drawn is a function of (seed, step, position), whoever asks and in what batch.
     """
     chosen = None
-    if features.num_views:
+    if features.num_views and recipe.views:
         chosen = [_draw(features.num_views + 1, seed, step, position) for position in positions]
     seen = to_device(features, image_ids, captioner, views=chosen)
     return captioner.windows(seen, crop=recipe.crop, flip=recipe.flip, seed=seed, step=step, positions=positions)

@@ -208,6 +208,7 @@ def test_a_weight_on_the_command_line_adds_a_component() -> None:
         (("data.num_labeled=100", "features.encoder=clip.reward"), r"data.web_share=0.5"),
         (("clip.reward=null", "rewards={self_retrieval: {}}"), r"rewards.self_retrieval needs clip.reward"),
         (("features.kind=pooled", "captioner.mapping=mlp", "mle.flip=true"), r"mle.flip need"),
+        (("features.views=2", "mle.views=false", "scst.views=false"), r"no stage looks at them"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_starts(overrides: tuple[str, ...], message: str) -> None:

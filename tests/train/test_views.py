@@ -54,6 +54,11 @@ def test_a_view_is_a_function_of_seed_step_and_position(captioner: PrefixCaption
     assert not torch.equal(together, seen(captioner, store, list(range(12)), seed=4))
 
 
+def test_a_stage_may_keep_to_the_whole_pictures(captioner: PrefixCaptioner, store: FeatureStore) -> None:
+    whole = training_views(captioner, store, IDS, MLERecipe(views=False), seed=3, step=1, positions=range(len(IDS)))
+    assert not whole.any(), "0 is the whole picture"
+
+
 def test_a_store_without_views_gives_the_features_themselves(captioner: PrefixCaptioner, tiny: TinyData) -> None:
     ids = list(tiny.captions)[:3]
     given = training_views(captioner, tiny.grid, ids, MLERecipe(), seed=0, step=0, positions=[0, 1, 2])
