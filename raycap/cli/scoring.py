@@ -42,13 +42,13 @@ def score(
 ) -> None:  # fmt: skip
     """Score captions against references. The table goes to standard error."""
     from raycap.metrics.files import read_candidates, read_references
-    from raycap.metrics.score import common_images, score_captions
+    from raycap.metrics.score import BY_CLIP, common_images, score_captions
 
     _check_clip_options(images, clip_model, clip_pretrained)
     spoken, written = read_candidates(candidates), read_references(references)
     metrics = metrics or (*DEFAULT_METRICS, *(["clipscore"] if clip_model else []))
     embeddings = None
-    if images and clip_model and {"clipscore", "refcompare"} & set(metrics):
+    if images and clip_model and set(BY_CLIP) & set(metrics):
         shared, _ = common_images(spoken, written, allow_partial)
         embeddings = _embed({i: spoken[i] for i in shared}, written, references, images, clip_model, clip_pretrained)
     scores = score_captions(spoken, written, metrics, embeddings=embeddings, allow_partial=allow_partial)

@@ -26,8 +26,9 @@ from raycap.evaluate.report import Example, Report, write_report
 from raycap.evaluate.results import RESULTS, ResultRow, replace_split
 from raycap.evaluate.scoring import sample_diversity, score_system
 from raycap.evaluate.table import print_table
+from raycap.metrics.cider import DocumentFrequency
 from raycap.metrics.ptb import tokenize
-from raycap.metrics.score import Scores
+from raycap.metrics.score import BY_CLIP, Scores
 from raycap.models.checkpoint import load_captioner, read_about
 from raycap.models.clip import Clip, clip_of
 from raycap.recipe import ClipModelRecipe, EvaluateRecipe
@@ -35,7 +36,6 @@ from raycap.train.journal import read_log
 from raycap.train.progress import Progress
 
 LABELS = {"mle": "mle_best", "mle_continued": "mle_continued", "scst": "scst"}
-CLIP_METRICS = {"clipscore", "refcompare"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def evaluate_stage(run: Run, seed: int) -> dict[str, Any]:
     dataset = run.dataset
     ids = dataset.labelled("train", "select") if recipe.split == "select" else dataset.labelled(recipe.split)
     references = {i: dataset.references(i) for i in ids}
-    stages = [stage for stage in ("mle", "mle_continued", "scst") if run.has(stage)]
-    for stage in {"mle", "mle_continued", "scst"} - set(stages):
-        if run.is_finished(stage):
+    stages = [stage for stage in LABELS if run.has(stage)]
+    for stage in LABELS:
+        if stage not in stages and run.is_finished(stage):
             print(f"{stage} is left out: its inputs have been made again since; name it in stages", flush=True)
     if not stages:
         raise RecipeError("nothing was trained in this run that could be evaluated", key="stages",
@@ -130,7 +130,7 @@ def _caption_task(
 
 def _judge(run: Run, dataset: PreparedDataset, ids: list[str]) -> tuple[Clip | None, dict[str, Any]]:
     model = run.recipe.clip.judge
-    if model is None or not CLIP_METRICS & set(run.recipe.evaluate.metrics):
+    if model is None or not set(BY_CLIP) & set(run.recipe.evaluate.metrics):
         return None, {}
     paths = {image_id: dataset.path(image_id) for image_id in ids}
     look = task(_judge_task, num_cpus=1, num_gpus=0.5 if run.device == "cuda" else 0)
@@ -160,7 +160,9 @@ def _diversity(
         )
         for name, system in asked.items()
     })  # fmt: skip
-    return {asked[name]: sample_diversity(samples, references) for name, samples in made.items()}
+    tokens = {image: [tokenize(text) for text in texts] for image, texts in references.items()}
+    frequency = DocumentFrequency.from_references(tokens)
+    return {asked[name]: sample_diversity(samples, frequency) for name, samples in made.items()}
 
 
 def _sample_task(

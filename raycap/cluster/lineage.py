@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from raycap.cluster.data_stages import asks_for_clip, missing_clips
-from raycap.cluster.evaluate_stage import CLIP_METRICS
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import differences
 from raycap.errors import RecipeError
+from raycap.metrics.score import BY_CLIP
 
 _READ_ON = {"features": ("features", "clip.reward"), "mle": ("captioner", "data")}
 """Recipe values of a stage that later stages read again: what captions are written with, and what may be read of them.
@@ -63,5 +63,5 @@ def _needed_clips(run: Run) -> list[str]:
     recipe = run.recipe
     encodes = "features" in recipe.stages and recipe.features.encoder == "clip.reward"
     rewards = "scst" in recipe.stages and asks_for_clip(recipe)
-    judges = "evaluate" in recipe.stages and bool(CLIP_METRICS & set(recipe.evaluate.metrics))
+    judges = "evaluate" in recipe.stages and bool(set(BY_CLIP) & set(recipe.evaluate.metrics))
     return ["reward"] * (encodes or rewards) + ["judge"] * judges

@@ -28,13 +28,12 @@ from raycap.evaluate.report import Example, Report
 from raycap.evaluate.results import ResultRow
 from raycap.evaluate.scoring import score_system
 from raycap.evaluate.system import Decoding, System
-from raycap.metrics.score import Scores
+from raycap.metrics.score import BY_CLIP, Scores
 from raycap.models.clip import Clip
 from raycap.models.origin import Origin
 from raycap.train.journal import read_log
 
 _NO_CAPTION = "image_without_caption"
-_NEEDS_JUDGE = ("clipscore", "refcompare")
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def evaluate_system(
     Raises:
         UnusableImage: a picture went bad since it was checked.
     """
-    judge = system.judge() if set(_NEEDS_JUDGE) & set(metrics) else "not asked for"
+    judge = system.judge() if set(BY_CLIP) & set(metrics) else "not asked for"
     decodings = {"greedy": Decoding("greedy"), "beam": Decoding("beam", beam_size=beam_size)}
     captions: dict[str, dict[str, str]] = {name: {} for name in decodings}
     seen: dict[str, np.ndarray] = {}
@@ -172,7 +171,7 @@ def _score(
     if isinstance(judge, Clip):
         return score_system(captions, references, metrics, judge, seen)
     scores = score_system(captions, references, metrics, None, {})
-    reasons = {name: judge for name in _NEEDS_JUDGE if name in metrics}
+    reasons = {name: judge for name in BY_CLIP if name in metrics}
     return replace(scores, unavailable={**scores.unavailable, **reasons})
 
 

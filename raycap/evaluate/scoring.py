@@ -13,18 +13,19 @@ from raycap.metrics.diversity import distinct_n, mbleu, novel_share, self_cider,
 from raycap.metrics.ptb import tokenize
 from raycap.metrics.reference_index import Tokens
 from raycap.metrics.retrieval import self_retrieval
-from raycap.metrics.score import Scores, score_captions
+from raycap.metrics.score import BY_CLIP, Scores, score_captions
 from raycap.metrics.surface import bad_ending_rate, mean_length, unsupported_gender_rate
 from raycap.models.clip import Clip
 
 
-def sample_diversity(samples: Mapping[str, Sequence[str]], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def sample_diversity(samples: Mapping[str, Sequence[str]], frequency: DocumentFrequency) -> dict[str, float]:
     """How different K ≥ 2 samples of an image are, mean over images: distinct-1 and -2, mBLEU-4 (high means alike),
-    self-CIDEr (its document frequencies are those of `references`)."""
+    self-CIDEr.
+
+    Args:
+        frequency: document frequencies for self-CIDEr, of references.
+    """
     tokens = {image: [tokenize(text) for text in texts] for image, texts in samples.items()}
-    frequency = DocumentFrequency.from_references(
-        {image: [tokenize(text) for text in texts] for image, texts in references.items()}
-    )
     several = list(tokens.values())
     return {
         "distinct_1": fmean(distinct_n(texts, 1) for texts in several),
@@ -68,5 +69,5 @@ def score_system(
         surface |= {f"self_retrieval_r{k}": share for k, share in self_retrieval(caption, image).items()}
     unavailable = dict(scores.unavailable)
     if judge is None:
-        unavailable.update({name: "no judge" for name in ("clipscore", "refcompare") if name in metrics})
+        unavailable.update({name: "no judge" for name in BY_CLIP if name in metrics})
     return replace(scores, metrics={**scores.metrics, **surface}, unavailable=unavailable)

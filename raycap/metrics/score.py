@@ -26,6 +26,8 @@ from raycap.metrics.rouge import rouge_l
 
 METRICS = ("bleu", "rouge", "cider", "meteor", "spice", "clipscore", "refcompare")
 """What can be asked for: `bleu` yields bleu_1 … bleu_4, `clipscore` also refclipscore, `refcompare` both its kinds."""
+BY_CLIP = ("clipscore", "refcompare")
+"""Those of them that look at the images, through a CLIP."""
 
 _TEXTUAL = {
     "bleu": "bleu(4,closest)",
@@ -202,7 +204,7 @@ def _score_java(
 
 
 def _score_embeddings(tables: _Tables, embeddings: ClipEmbeddings | None, metrics: Sequence[str]) -> None:
-    wanted = [name for name in ("clipscore", "refcompare") if name in metrics]
+    wanted = [name for name in BY_CLIP if name in metrics]
     if not wanted:
         return
     if embeddings is None:

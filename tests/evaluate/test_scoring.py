@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from raycap.evaluate.scoring import sample_diversity, score_system
+from raycap.metrics.cider import DocumentFrequency
 from raycap.metrics.ptb import tokenize
 
 CAPTIONS = {"a": "a man on a", "b": "a dog runs", "c": "a dog runs"}
 REFERENCES = {"a": ["a woman walks", "someone walks"], "b": ["the dog runs", "a dog"], "c": ["her dog runs", "a dog"]}
+FREQUENCY = DocumentFrequency.from_references(
+    {image: [tokenize(text) for text in texts] for image, texts in REFERENCES.items()}
+)
 EYE = np.eye(3, dtype=np.float32)
 PICTURES = dict(zip("abc", EYE, strict=True))
 
@@ -39,10 +43,10 @@ def test_surface_by_hand() -> None:
 
 
 def test_diversity_of_samples_at_both_ends() -> None:
-    alike = sample_diversity({image: ["a dog runs here"] * 3 for image in REFERENCES}, REFERENCES)
+    alike = sample_diversity({image: ["a dog runs here"] * 3 for image in REFERENCES}, FREQUENCY)
     apart = {"a": ["her dog runs", "a woman walks", "the"], "b": ["the dog", "someone walks", "a"],
              "c": ["her dog", "a woman", "runs"]}  # fmt: skip
-    found = sample_diversity(apart, REFERENCES)
+    found = sample_diversity(apart, FREQUENCY)
     assert alike["mbleu_4"] == pytest.approx(1, abs=1e-8)
     assert alike["self_cider"] == pytest.approx(0, abs=1e-6)
     assert alike["distinct_1"] == pytest.approx(4 / 12)
