@@ -74,7 +74,7 @@ def _embed(
     pretrained: str | None,
 ) -> ClipEmbeddings:  # fmt: skip
     from raycap.data.images import MAX_PIXELS
-    from raycap.evaluate.judge import judge_embeddings
+    from raycap.evaluate.judge import Judge, judge_references
     from raycap.evaluate.pictures import coco_file_names, picture_batches, pictures_by_id
     from raycap.metrics.clipscore import PROMPT
     from raycap.models.clip import load_clip, load_trained_clip
@@ -93,7 +93,8 @@ def _embed(
             pictures.append(opened.picture)
         seen.update(zip((ids[opened.index] for opened in batch), clip.embed_images(pictures), strict=True))
         progress.update(len(seen), len(ids))
-    return judge_embeddings(clip, seen, candidates, references)
+    asked = {i: references[i] for i in candidates}
+    return Judge(clip, seen, judge_references(clip, asked)).embeddings(candidates)
 
 
 def _table(scores: Scores) -> str:

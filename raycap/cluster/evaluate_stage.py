@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 import transformers
@@ -21,7 +22,7 @@ from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.evaluate.bootstrap import Comparison, paired_bootstrap
 from raycap.evaluate.captions import caption_images, sample_images
-from raycap.evaluate.judge import judge_images
+from raycap.evaluate.judge import Judge, judge_images, judge_references
 from raycap.evaluate.report import Example, Report, write_report
 from raycap.evaluate.results import RESULTS, ResultRow, replace_split
 from raycap.evaluate.scoring import sample_diversity, score_system
@@ -30,7 +31,7 @@ from raycap.metrics.cider import DocumentFrequency
 from raycap.metrics.ptb import tokenize
 from raycap.metrics.score import BY_CLIP, Scores
 from raycap.models.checkpoint import load_captioner, read_about
-from raycap.models.clip import Clip, clip_of
+from raycap.models.clip import clip_of
 from raycap.recipe import ClipModelRecipe, EvaluateRecipe
 from raycap.train.journal import read_log
 from raycap.train.progress import Progress
@@ -70,12 +71,13 @@ def evaluate_stage(run: Run, seed: int) -> dict[str, Any]:
         raise RecipeError("nothing was trained in this run that could be evaluated", key="stages",
                           value=run.recipe.stages, remedy="add mle or scst")  # fmt: skip
     systems = [System(s, n, d) for n in run.recipe.run_seeds for s in stages for d in recipe.decodings]
+    looking = _looking(run, dataset, references)  # beside the captions' decoding
     captions = _captions(run, systems, ids, folder)
-    clip, pictures = _judge(run, dataset, ids)
+    judge = _judge(run, looking)
     training = [tokenize(text) for i in run.labelled_ids(dataset) for text in dataset.references(i)]  # once for all
-    scored = {s: score_system(captions[s], references, recipe.metrics, clip, pictures, training) for s in systems}
+    scored = {s: score_system(captions[s], references, recipe.metrics, judge, training) for s in systems}
     diverse = _diversity(run, systems, references)
-    rows = [_row(run, system, scored[system], clip, diverse.get(system, {})) for system in systems]
+    rows = [_row(run, system, scored[system], judge, diverse.get(system, {})) for system in systems]
     replace_split(run.folder / RESULTS, recipe.split, rows)
     for system in systems:
         _write_per_image(folder, system, captions[system], scored[system])
@@ -128,20 +130,29 @@ def _caption_task(
     )  # fmt: skip
 
 
-def _judge(run: Run, dataset: PreparedDataset, ids: list[str]) -> tuple[Clip | None, dict[str, Any]]:
+def _looking(run: Run, dataset: PreparedDataset, references: Mapping[str, Sequence[str]]) -> Any:
+    """The task in which the judge looks at pictures and references; None where nobody asks it."""
     model = run.recipe.clip.judge
     if model is None or not set(BY_CLIP) & set(run.recipe.evaluate.metrics):
-        return None, {}
-    paths = {image_id: dataset.path(image_id) for image_id in ids}
+        return None
+    paths = {image_id: dataset.path(image_id) for image_id in references}
     look = task(_judge_task, num_cpus=1, num_gpus=0.5 if run.device == "cuda" else 0)
-    seen = look(model, run.trained_clip("judge"), run.device, paths, run.recipe.data.max_pixels)
-    return clip_of(model, run.trained_clip("judge"), "cpu"), gather({"judge": seen})["judge"]
+    return look(model, run.trained_clip("judge"), run.device, paths, references, run.recipe.data.max_pixels)
+
+
+def _judge(run: Run, looking: Any) -> Judge | None:
+    model = run.recipe.clip.judge
+    if model is None or looking is None:
+        return None
+    return Judge(clip_of(model, run.trained_clip("judge"), "cpu"), *gather({"judge": looking})["judge"])
 
 
 def _judge_task(
-    model: ClipModelRecipe, folder: Path | None, device: str, paths: Mapping[str, Path], max_pixels: int
-) -> dict[str, Any]:
-    return judge_images(clip_of(model, folder, on(device)), paths, max_pixels=max_pixels)
+    model: ClipModelRecipe, folder: Path | None, device: str, paths: Mapping[str, Path],
+    references: Mapping[str, Sequence[str]], max_pixels: int,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+    clip = clip_of(model, folder, on(device))
+    return judge_images(clip, paths, max_pixels=max_pixels), judge_references(clip, references)
 
 
 def _diversity(
@@ -176,7 +187,7 @@ def _sample_task(
 
 
 def _row(
-    run: Run, system: System, scores: Scores, clip: Clip | None, diverse: Mapping[str, float]
+    run: Run, system: System, scores: Scores, judge: Judge | None, diverse: Mapping[str, float]
 ) -> ResultRow:  # fmt: skip
     training = run.results(system.stage, system.seed)
     return ResultRow(
@@ -190,7 +201,7 @@ def _row(
         steps=training["steps"],
         num_images=scores.num_images,
         signature=scores.signature,
-        judge=clip.name if clip else None,
+        judge=judge.clip.name if judge else None,
         unavailable=scores.unavailable,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +26,27 @@ def judge_images(
     return embeddings
 
 
-def judge_embeddings(
-    clip: Clip,
-    images: Mapping[str, np.ndarray],
-    candidates: Mapping[str, str],
-    references: Mapping[str, Sequence[str]] | None = None,
-) -> ClipEmbeddings:
-    """Embeddings of one system's captions (and, for the reference metrics, of the references) beside the pictures'."""
-    ids = list(candidates)
-    spoken = clip.embed_texts([candidates[i] for i in ids])
-    embedded = None
-    if references is not None:
-        flat = clip.embed_texts([text for i in ids for text in references[i]])
-        cuts = np.cumsum([len(references[i]) for i in ids])[:-1]
-        embedded = dict(zip(ids, np.split(flat, cuts), strict=True))
-    return ClipEmbeddings(clip.name, images, dict(zip(ids, spoken, strict=True)), embedded, clip.prompt)
+def judge_references(clip: Clip, references: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Unit embeddings float32 [R, D] of each image's references, the CLIP's prompt before every one."""
+    flat = clip.embed_texts([text for texts in references.values() for text in texts])
+    cuts = np.cumsum([len(texts) for texts in references.values()])[:-1]
+    return dict(zip(references, np.split(flat, cuts), strict=True))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A CLIP with what it saw of a split, once for all the systems whose captions it is shown.
+
+    Attributes:
+        pictures: image id → embedding [D].
+        references: image id → embeddings [R, D].
+    """
+
+    clip: Clip
+    pictures: Mapping[str, np.ndarray]
+    references: Mapping[str, np.ndarray]
+
+    def embeddings(self, captions: Mapping[str, str]) -> ClipEmbeddings:
+        """One system's captions beside pictures and references."""
+        spoken = dict(zip(captions, self.clip.embed_texts(list(captions.values())), strict=True))
+        return ClipEmbeddings(self.clip.name, self.pictures, spoken, self.references, self.clip.prompt)

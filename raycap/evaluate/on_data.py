@@ -23,6 +23,7 @@ from raycap.data.input_report import InputReport
 from raycap.data.prepare import prepare
 from raycap.data.schema import SPLITS
 from raycap.errors import DataError
+from raycap.evaluate.judge import Judge, judge_references
 from raycap.evaluate.pictures import picture_batches
 from raycap.evaluate.report import Example, Report
 from raycap.evaluate.results import ResultRow
@@ -157,7 +158,8 @@ def evaluate_system(
         if isinstance(judge, Clip):
             seen.update(zip(names, judge.embed_images(pictures), strict=True))
         progress(batch[-1].index + 1, len(ids))
-    scores = {name: _score(made, split.references, metrics, judge, seen) for name, made in captions.items()}
+    shown = Judge(judge, seen, judge_references(judge, split.references)) if isinstance(judge, Clip) else judge
+    scores = {name: _score(made, split.references, metrics, shown) for name, made in captions.items()}
     return Evaluation(split, decodings, captions, scores, judge.name if isinstance(judge, Clip) else None)
 
 
@@ -165,12 +167,11 @@ def _score(
     captions: Mapping[str, str],
     references: Mapping[str, tuple[str, ...]],
     metrics: Sequence[str],
-    judge: Clip | str,
-    seen: Mapping[str, np.ndarray],
+    judge: Judge | str,
 ) -> Scores:
-    if isinstance(judge, Clip):
-        return score_system(captions, references, metrics, judge, seen)
-    scores = score_system(captions, references, metrics, None, {})
+    if isinstance(judge, Judge):
+        return score_system(captions, references, metrics, judge)
+    scores = score_system(captions, references, metrics, None)
     reasons = {name: judge for name in BY_CLIP if name in metrics}
     return replace(scores, unavailable={**scores.unavailable, **reasons})
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
-from raycap.evaluate.judge import judge_embeddings
+from raycap.evaluate.judge import Judge
 from raycap.metrics.cider import DocumentFrequency
 from raycap.metrics.diversity import distinct_n, mbleu, novel_share, self_cider, vocabulary_size
 from raycap.metrics.ptb import tokenize
@@ -15,7 +14,6 @@ from raycap.metrics.reference_index import Tokens
 from raycap.metrics.retrieval import self_retrieval
 from raycap.metrics.score import BY_CLIP, Scores, score_captions
 from raycap.metrics.surface import bad_ending_rate, mean_length, unsupported_gender_rate
-from raycap.models.clip import Clip
 
 
 def sample_diversity(samples: Mapping[str, Sequence[str]], frequency: DocumentFrequency) -> dict[str, float]:
@@ -39,8 +37,7 @@ def score_system(
     captions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     metrics: Sequence[str],
-    judge: Clip | None,
-    pictures: Mapping[str, Any],
+    judge: Judge | None,
     training: Sequence[Tokens] = (),
 ) -> Scores:
     """Scores, and beside them what captions look like: mean length (tokens), share of bad endings, different words,
@@ -48,10 +45,9 @@ def score_system(
     the share of captions that find their own image among all (self-retrieval R@1/5/10).
 
     Args:
-        pictures: the judge's embeddings by image id.
         training: the captions that the system was trained on, tokenised, where they are known.
     """
-    embeddings = judge_embeddings(judge, pictures, captions, references) if judge is not None else None
+    embeddings = judge.embeddings(captions) if judge is not None else None
     scores = score_captions(captions, references, metrics, embeddings=embeddings)
     tokens = [tokenize(caption) for caption in captions.values()]
     surface = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from raycap.evaluate.judge import Judge, judge_references
 from raycap.evaluate.scoring import sample_diversity, score_system
 from raycap.metrics.cider import DocumentFrequency
 from raycap.metrics.ptb import tokenize
@@ -20,7 +21,7 @@ EYE = np.eye(3, dtype=np.float32)
 PICTURES = dict(zip("abc", EYE, strict=True))
 
 
-class Judge:
+class EyesAndEars:
     """Embeds the captions of a and b as their own pictures, and c's words as those of b, which they are."""
 
     name, prompt = "judge", "A photo depicts "
@@ -30,7 +31,7 @@ class Judge:
 
 
 def figures(training: Sequence[Sequence[str]] = (), judge: Judge | None = None) -> Mapping[str, float]:
-    return score_system(CAPTIONS, REFERENCES, ("bleu",), judge, PICTURES, training).metrics  # type: ignore[arg-type]
+    return score_system(CAPTIONS, REFERENCES, ("bleu",), judge, training).metrics
 
 
 def test_surface_by_hand() -> None:
@@ -62,7 +63,8 @@ def test_novel_captions_are_those_that_no_training_caption_says() -> None:
 
 def test_captions_look_for_their_own_picture_where_there_is_a_judge() -> None:
     assert not any(name.startswith("self_retrieval") for name in figures())
-    found = figures(judge=Judge())
+    clip = EyesAndEars()
+    found = figures(judge=Judge(clip, PICTURES, judge_references(clip, REFERENCES)))  # type: ignore[arg-type]
     # c's caption is nearest to b's picture; behind it, a's and c's share the next two places
     assert found["self_retrieval_r1"] == pytest.approx(2 / 3)
     assert found["self_retrieval_r5"] == 1
