@@ -75,7 +75,9 @@ class FeatureStore:
             if view and not file.exists():
                 continue  # none of this shard's images is trained on
             table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-            column = table.column("features").combine_chunks()
+            column = table.column("features")
+            # a shard is one batch, and that batch is the file; `combine_chunks` would copy it into every process
+            column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             for row, image_id in enumerate(table.column("image_id").to_pylist()):
                 self._rows[view][image_id] = (len(self._arrays), row)
             self._arrays.append(column.flatten().to_numpy(zero_copy_only=True).reshape(len(table), *shape))
