@@ -14,6 +14,7 @@ PYTHON_IS_NEW := import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) el
 
 help:
 	@echo "make demo       train a captioner on drawn scenes with SCST on Ray, and write a report (minutes)"
+	@echo "                RECIPE=scenes  STORAGE=runs  ARGS=\"key=value ...\"  (RECIPE=flickr8k, photos: README)"
 	@echo "make test       the tests (make test-slow: the long ones)"
 	@echo "make lint       ruff and mypy"
 	@echo "make install    the environment (VENV=.venv)"
@@ -22,6 +23,7 @@ install: $(BIN)/.installed
 
 $(BIN)/.installed: pyproject.toml requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -c '$(PYTHON_IS_NEW)'
+	@echo "making $(VENV): 7 GB of packages, a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	echo '*' > $(BIN)/../.gitignore
 	$(BIN)/python -m pip install --quiet --upgrade pip

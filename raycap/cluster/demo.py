@@ -1,7 +1,7 @@
 """`make demo`: a Ray head of our own on this machine, one job submitted to it, the head stopped again.
 
-The job is submitted exactly as to any cluster, and the command is printed; Ctrl-C stops job and head, and the same
-command goes on from the last checkpoint.
+The job is submitted exactly as to any cluster, and the command is printed; Ctrl-C, `kill` or the end of the terminal stop
+job and head, and the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _START_S, _STOP_S = 90.0, 20.0
 def main(arguments: Sequence[str]) -> int:
     """Run `jobs/scst.py` with the given arguments on a head of its own; the exit status of the job's process."""
     environment = _environment()
+    print("starting Ray ...", flush=True)
     with _head(environment) as address:
         job_id = f"raycap_{secrets.token_hex(6)}"
         submit = ["ray", "job", "submit", "--address", address, "--submission-id", job_id,
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         try:
             status = job.wait()
         except KeyboardInterrupt:
-            print("\nstopping; the same command goes on from the last checkpoint", flush=True)
+            with suppress(OSError):  # the terminal may be gone
+                print("\nstopping; the same command goes on from the last checkpoint", flush=True)
+            job.terminate()
             with suppress(subprocess.TimeoutExpired):
                 job.wait(timeout=_STOP_S)
             job.kill()
@@ -142,4 +145,9 @@ def _free_port(wanted: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # without us nobody could stop the head: its token is ours alone
+        signal.signal(ending, signal.default_int_handler)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before there was a job
+        sys.exit(1)

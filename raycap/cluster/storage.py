@@ -38,10 +38,11 @@ def run_folder(recipe: Recipe) -> Path:
     if "://" in text:
         raise RecipeError("only folders are supported (a mounted bucket is one)", key="storage", value=recipe.storage,
                           remedy=remedy)  # fmt: skip
-    if not Path(text).is_absolute():
+    folder = Path(text).expanduser()
+    if not folder.is_absolute():
         raise RecipeError("is a relative path; a Ray job runs in a disposable copy of the working directory",
                           key="storage", value=recipe.storage, remedy=remedy)  # fmt: skip
-    return Path(text) / recipe.name
+    return folder / recipe.name
 
 
 def data_root(recipe: Recipe) -> Path:
@@ -54,7 +55,7 @@ def data_root(recipe: Recipe) -> Path:
     root = recipe.data.root
     if not root:
         raise RecipeError("is not set", key="data.root", value=root, remedy=f"{remedy}: {_wanted(recipe)}")
-    path = Path(root.removeprefix("file://"))
+    path = Path(root.removeprefix("file://")).expanduser()
     if "://" in root.removeprefix("file://"):
         raise RecipeError("only folders are supported (a mounted bucket is one)", key="data.root", value=root,
                           remedy=remedy)  # fmt: skip
@@ -122,8 +123,8 @@ def working_in(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise RecipeError(f"another job works in this run: {lock.read().strip()}", key="storage", value=str(folder),
-                              remedy="wait for it, stop it (`ray job stop`; Ctrl-C only leaves it), or take another "
-                              "name=...") from None  # fmt: skip
+                              remedy="wait for it, stop it (`ray job stop` where `ray job submit` started it, or end "
+                              "that process), or take another name=...") from None  # fmt: skip
         except OSError:  # a file system without locks
             print(f"warning: {folder} cannot be locked; let no other job work in it", flush=True)
         lock.seek(0)

@@ -61,7 +61,7 @@ def import_folder(
     check_shares(shares)
     files = _Files(root, report)
     table = find_table(root)
-    captions, places = ({}, {}) if table is None else _read_table(table, files, report)
+    captions, places = ({}, {}) if table is None else _read_table(table, root, files, report)
     records = []
     for image_id in sorted(files.images | captions.keys()):
         split = places[image_id].split if image_id in places else split_by_hash(image_id, seed, shares)
@@ -122,13 +122,16 @@ class _Files:
 
 
 def _read_table(
-    table: Path, files: _Files, report: InputReport
+    table: Path, root: Path, files: _Files, report: InputReport
 ) -> tuple[dict[str, list[tuple[Any, str]]], dict[str, Listed]]:
     """{id: its (caption, where)} for every image that the table names and that is there, and the splits it gives."""
     captions: dict[str, list[tuple[Any, str]]] = {}
     places: dict[str, Listed] = {}
     for where, named, texts, split in _rows(table, report):
         path = PurePosixPath(named.replace("\\", "/"))
+        if path.is_absolute() and path.is_relative_to(root):  # as `raycap caption` writes them
+            path = path.relative_to(root)
+            named = str(path)
         if not named or path.is_absolute() or ".." in path.parts or not is_encodable(named):
             report.add("line_malformed", where, f"{named!r} is not a path inside the folder")
         elif split and split not in SPLITS:

@@ -150,6 +150,10 @@ class GridWindow(Section):
 
 class MLERecipe(GridWindow):
     epochs: Positive = Field(20, description="at most")
+    epoch_steps: Positive = Field(
+        1, description="an epoch, after which `select` is looked at, has so many steps or more: few images are gone "
+        "through several times in one"
+    )  # fmt: skip
     patience: int = Field(3, ge=1, description="epochs without a better CIDEr-D on `select` before it stops")
     batch_size: Positive = Field(40, description="images a step")
     captions_per_image: Positive = Field(5, description="captions of each image in a batch; they share its prefix")

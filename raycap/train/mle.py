@@ -62,7 +62,8 @@ def train_mle(
     group = group or Alone()
     optimizer = adamw(captioner, lr=recipe.lr, weight_decay=recipe.weight_decay)
     average, keeper = Average(captioner, recipe.ema), BestKeeper()
-    per_epoch = labelled.steps_per_epoch(recipe.batch_size)
+    once = labelled.steps_per_epoch(recipe.batch_size)
+    per_epoch = once * -(-recipe.epoch_steps // once)  # whole passes over the images
     planned = control.steps if control else recipe.epochs * per_epoch
     step, seconds = load_training_state(journal, captioner, optimizer, average, keeper)
     same_step(group, step)
@@ -98,7 +99,7 @@ def train_mle(
         if due:
             with average.applied():
                 record |= _look(captioner, validator, keeper, journal, step, group)
-            record |= {"epoch": step / per_epoch, "train_loss": sum(losses) / len(losses),
+            record |= {"epoch": step / once, "train_loss": sum(losses) / len(losses),
                        "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
             losses = []
             ended = over()  # this look may have been the one that patience waited for

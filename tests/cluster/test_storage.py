@@ -142,6 +142,14 @@ def test_storage_that_is_not_set_says_how_to_set_it(tmp_path: Path) -> None:
         run_folder(recipe_of(tmp_path, ["mle"]).model_copy(update={"storage": None}))
 
 
+def test_a_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    recipe = recipe_of(tmp_path, ["prepare"], data={"format": "folder", "root": "~/photos"})
+    assert data_root(recipe) == tmp_path / "photos"
+    assert run_folder(recipe.model_copy(update={"storage": "~/runs"})) == tmp_path / "runs" / recipe.name
+
+
 @pytest.mark.parametrize(
     ("root", "message"),
     [(None, "RAYCAP_DATA"), ("flickr8k", "relative path"), ("/nowhere/at/all", "put the data set there")],

@@ -55,6 +55,13 @@ def test_endings_in_capitals_and_linked_folders(root: Path, tmp_path: Path, writ
     assert imported(root)["linked/h.jpg"] == ("a horse",)
 
 
+def test_a_table_may_name_pictures_by_their_whole_path(root: Path) -> None:
+    """As `raycap caption /absolute/folder` writes them."""
+    line = {"image": str(root / "sub" / "c.jpg"), "caption": "a cat"}
+    (root / "captions.jsonl").write_text(json.dumps(line) + "\n")
+    assert imported(root)["sub/c.jpg"] == ("a cat",)
+
+
 @pytest.mark.parametrize("name", ["captions.csv", "captions.txt"])
 def test_a_table_in_utf_16_is_said_to_be_that(root: Path, name: str) -> None:
     (root / name).write_text("image,caption\n0012.jpg,a dog\n", encoding="utf-16")

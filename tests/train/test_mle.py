@@ -102,6 +102,13 @@ def test_it_stops_when_select_no_longer_improves_and_stays_stopped(train: Train,
     assert train(FolderJournal(tmp_path), epochs=20, patience=3, lr=1e-9)["steps"] == 16
 
 
+def test_an_epoch_of_few_images_goes_through_them_several_times(train: Train, tmp_path: Path) -> None:
+    """Four steps go once through the images; six and more must be eight: whole passes."""
+    train(FolderJournal(tmp_path), epochs=2, epoch_steps=6)
+    looks = [record for record in read_log(tmp_path) if "select_cider" in record]
+    assert [(record["step"], record["epoch"]) for record in looks] == [(8, 2), (16, 4)]
+
+
 def test_every_step_is_logged_and_every_epoch_looked_at(train: Train, tmp_path: Path) -> None:
     train(FolderJournal(tmp_path), epochs=3)
     records = read_log(tmp_path)
