@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def prepare_stage(run: Run, seed: int) -> dict[str, Any]:
         )
     dataset = prepare(
         records, folder, report=report, select_size=data.select_size, web_share=data.web_share, seed=data.seed,
-        max_pixels=data.max_pixels, progress=progress.update,
+        max_pixels=data.max_pixels, threads=os.cpu_count() or 2, progress=progress.update,
     )  # fmt: skip
     print(report.summary(), flush=True)
     counts = {split: len(dataset.ids(split)) for split in ("train", "dev", "test")}

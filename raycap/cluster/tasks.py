@@ -44,6 +44,13 @@ def all_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def one_node() -> bool:
+    """Whether the cluster is one machine."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) == 1
+
+
 def on(device: str) -> str:
     """The device, when this process can use it.
 

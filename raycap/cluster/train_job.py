@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raycap.cluster.allocator import ALLOCATOR
+from raycap.cluster.tasks import one_node
 from raycap.errors import RaycapError, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe
@@ -79,6 +80,8 @@ def run_train_job(
     from ray.train.torch import TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if one_node():  # where there is no other node, nobody is told that one will go: a process less to start
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     scaling = ray.train.ScalingConfig(
         num_workers=cluster.learner_workers,
         use_gpu=bool(cluster.learner_gpus),

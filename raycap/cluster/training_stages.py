@@ -53,7 +53,7 @@ def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
     config = _mle_config(run, seed, "mle_continued") | {
         "mle": continued,
         "start": str(run.path("mle", seed) / "best"),
-        "control": _control(run, seed, folder),
+        "control": asdict(_control(run, seed, folder)),  # plain: the controller need not import torch for it
     }
     with _shown(folder, "mle_continued"):
         results = run_train_job(_mle_loop, config, _cluster(run, alone=True), folder)
@@ -118,7 +118,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
     dataset = PreparedDataset.open(config["prepared"])
     captions = {image_id: dataset.references(image_id) for image_id in config["labelled"]}
     features = FeatureStore.open(Path(config["features"]))
-    features.warm()
+    features.warm(views=recipe.mle.views)
     if "start" in config:
         captioner = load_captioner(Path(config["start"]))
     else:
@@ -135,7 +135,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
         seed=config["seed"],
         journal=journal,
         group=group,
-        control=config.get("control"),
+        control=Control(**config["control"]) if "control" in config else None,
     )
 
 
@@ -172,9 +172,9 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
     pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
     try:
-        signatures = reward_signatures(pools.wait_until_ready(), recipe.scst)
-        write_json(folder / "rewards.json", signatures)
         with RolloutCrew(_rollout_starter(run, seed, pools), exchange, recipe.cluster.rollout_workers) as crew:
+            signatures = reward_signatures(pools.wait_until_ready(), recipe.scst)  # while the crew's processes start
+            write_json(folder / "rewards.json", signatures)
             with _shown(folder, "scst"):
                 results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
             status = ray.get(exchange.status.remote())
@@ -202,12 +202,13 @@ def reward_context(run: Run, folder: Path) -> ContextSpec:
         cider = run.recipe.rewards.get("cider")
         eos = bool(cider.options.get("eos", True)) if cider and not cider.source else True
         write_document_frequency({i: run.dataset.references(i) for i in labelled}, frequency, eos=eos)
+    write_json(folder / "labelled.json", labelled)
     trained = run.trained_clip("reward")
     embeddings = clip_embeddings(run)
     return ContextSpec(
         recipe=run.recipe,
         prepared=str(run.path("prepare", 0)),
-        labelled=frozenset(labelled),
+        labelled=str(folder / "labelled.json"),
         document_frequency=str(frequency),
         clip_embeddings=str(embeddings) if embeddings else "",
         trained_clip=str(trained) if trained else "",

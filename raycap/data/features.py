@@ -70,6 +70,7 @@ class FeatureStore:
         self.folder, self.shape, self.source = folder, shape, source
         self._arrays: list[NDArray[np.floating]] = []
         self._rows: list[dict[str, tuple[int, int]]] = [{} for _ in range(views + 1)]  # by view
+        self._whole = shards  # so many arrays are of whole pictures; those of views follow
         files = [(view, shard_file(folder, number, view)) for view in range(views + 1) for number in range(shards)]
         for view, file in files:
             if view and not file.exists():
@@ -111,16 +112,19 @@ class FeatureStore:
     def kind(self) -> str:
         return "grid" if len(self.shape) == 2 else "pooled"
 
-    def warm(self, share_of_memory: float = 0.5) -> bool:
+    def warm(self, share_of_memory: float = 0.5, *, views: bool = True) -> bool:
         """Read the files once from start to end, so that random reads later find them in the page cache.
 
         Reading them row by row in random order from a cold disk is many times slower. Done only when they fit into
-        `share_of_memory` of the free memory; whether it was done.
+        `share_of_memory` of what memory there is for it; whether it was done.
+
+        Args:
+            views: the further views too, or the whole pictures alone.
         """
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if sum(array.nbytes for array in self._arrays) > share_of_memory * available:
+        wanted = self._arrays if views else self._arrays[: self._whole]
+        if sum(array.nbytes for array in wanted) > share_of_memory * _available():
             return False
-        for array in self._arrays:
+        for array in wanted:
             array.reshape(-1).view(np.uint8)[::4096].sum()
         return True
 
@@ -147,3 +151,12 @@ class FeatureStore:
                                 )  # fmt: skip
             out[index] = self._arrays[place[0]][place[1]]
         return out
+
+
+def _available() -> int:
+    """Bytes of memory that files may fill: what is free, and what other files fill now."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,14 @@ from raycap.recipe import ClipModelRecipe, Recipe
 
 @dataclass(frozen=True)
 class ContextSpec:
-    """Where a context comes from: paths and ids, small enough to travel to every reward actor.
+    """Where a context comes from: paths alone, whatever the size of the data set.
+
+    It travels in the arguments of reward actors. Ray puts large arguments into its object store and frees them once the
+    actor is there, and an actor whose arguments are gone cannot be restarted.
 
     Attributes:
         prepared: folder of the prepared data set.
-        labelled: ids whose captions this trial may read; the others have no references here.
+        labelled: file with the ids whose captions this trial may read, a JSON list; the others have no references here.
         document_frequency: file with the frozen document frequencies of the labelled captions.
         clip_embeddings: folder of the image embeddings under `clip.reward`; empty when the recipe has none.
         trained_clip: folder of `clip.reward` when it was trained here.
@@ -29,7 +33,7 @@ class ContextSpec:
 
     recipe: Recipe
     prepared: str
-    labelled: frozenset[str]
+    labelled: str
     document_frequency: str
     clip_embeddings: str = ""
     trained_clip: str = ""
@@ -44,6 +48,7 @@ class Context:
     """See `raycap.rewards.contract.RewardContext`."""
 
     spec: ContextSpec
+    _labelled: frozenset[str] | None = field(default=None, init=False)
     _dataset: PreparedDataset | None = field(default=None, init=False)
     _embeddings: FeatureStore | None = field(default=None, init=False)
 
@@ -66,8 +71,15 @@ class Context:
             raise RecipeError("is not set, but a reward needs it", key="clip.reward")
         return self.recipe.clip.reward, self.spec.trained_clip
 
+    @property
+    def labelled(self) -> frozenset[str]:
+        """Ids of the images that have references here."""
+        if self._labelled is None:
+            self._labelled = frozenset(json.loads(Path(self.spec.labelled).read_text()))
+        return self._labelled
+
     def references(self, image_id: str) -> Sequence[str]:
-        if image_id not in self.spec.labelled:
+        if image_id not in self.labelled:
             return ()
         if self._dataset is None:
             self._dataset = PreparedDataset.open(self.spec.prepared)
@@ -82,4 +94,4 @@ class Context:
 
     def labelled_references(self) -> Mapping[str, Sequence[str]]:
         """References of every labelled image, in the order of their ids."""
-        return {image_id: self.references(image_id) for image_id in sorted(self.spec.labelled)}
+        return {image_id: self.references(image_id) for image_id in sorted(self.labelled)}

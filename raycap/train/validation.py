@@ -54,6 +54,9 @@ def to_device(
     return tensor.to(next(captioner.parameters()).device)
 
 
+_XE_CAPTIONS = 500
+
+
 class Validator:
     """Knows the `select` images; `cider` and `xe_loss` of any captioner on them."""
 
@@ -85,13 +88,17 @@ class Validator:
 
     @torch.no_grad()
     def xe_loss(self, captioner: PrefixCaptioner) -> float:
-        """Mean cross-entropy a token of five captions of every image; where it has fewer, some count again."""
+        """Mean cross-entropy a token of some captions of every image, five at most, about 500 in all.
+
+        It is looked at and decides nothing. Where an image has fewer captions, some count again.
+        """
         was_training = captioner.training
         captioner.eval()
         labelled = LabelledSet(self._references, captioner.tokenizer, self.max_length)
+        several = min(5, -(-_XE_CAPTIONS // len(labelled)))
         total, tokens = 0.0, 0.0
         for start in range(0, len(labelled), self.batch_size):
-            batch = labelled.take(range(start, min(start + self.batch_size, len(labelled))), 5)
+            batch = labelled.take(range(start, min(start + self.batch_size, len(labelled))), several)
             mask = torch.from_numpy(batch.loss_mask)
             conditioning = captioner.encode(to_device(self.features, batch.image_ids, captioner))
             logprobs = captioner.score(conditioning, torch.from_numpy(batch.tokens).to(conditioning.device),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.run import run_recipe
+from raycap.cluster.training_stages import _reward_actors, reward_context
 from raycap.errors import RewardError
 from raycap.rewards.context import ContextSpec
 from raycap.rl.advantages import combine
@@ -45,7 +49,7 @@ def pool_of(ray_session: Any, prepared: Any) -> Any:
 
     def start(fault: str, **options: Any) -> RewardPools:
         spec = ContextSpec(
-            recipe=None, prepared=str(prepared.folder), labelled=frozenset(), document_frequency="",
+            recipe=None, prepared=str(prepared.folder), labelled="", document_frequency="",
             clip_embeddings="", trained_clip="", device="cpu",
         )  # fmt: skip
         kind = ray_session.remote(RewardWorker).options(num_cpus=0)
@@ -87,6 +91,27 @@ def test_none_takes_the_component_out_for_that_image_alone(pool_of: Any) -> None
     np.testing.assert_allclose(mixed.values, [[0, 0], [-0.5, 1.5]])
     assert mixed.kept.tolist() == [False, True]
     assert mixed.applied == {"mine": 1}
+
+
+def test_an_actor_that_died_comes_back_however_many_captions_it_may_read(ray_session: Any, tiny_run: Any) -> None:
+    """Arguments of an actor above 100 KB are freed once it is there, and it cannot be started again without them."""
+    run = tiny_run("restart", rewards={"cider": {}})
+    folder = run.path("scst", 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = reward_context(run, folder)
+    known = json.loads(Path(spec.labelled).read_text())
+    Path(spec.labelled).write_text(json.dumps([*known, *(f"photograph-{n:06d}.jpg" for n in range(20_000))]))
+    assert len(pickle.dumps(spec)) < 50_000
+    (actor,) = _reward_actors("cider", spec, run)
+    pools = RewardPools({"cider": [actor]})
+    try:
+        before = pools.wait_until_ready()
+        ray_session.kill(actor, no_restart=False)
+        of_run = Lease(0, 0, tuple(Prompt(image_id, n) for n, image_id in enumerate(known[:2])))
+        assert pools.score(of_run, generation())["cider"].rewards.shape == (2, 2)
+        assert pools.wait_until_ready() == before
+    finally:
+        ray_session.kill(actor)
 
 
 def test_a_run_ends_with_the_component_and_the_caption(ray_session: Any, tiny_run: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ def make_context(tmp_path: Path) -> MakeContext:
         write_tables(tmp_path / "prepared", build_tables(records, {}, {"seed": 0}))
         frequency = tmp_path / "frequency.npz"
         write_document_frequency({i: CAPTIONS[i] for i in sorted(labelled)}, frequency, eos=eos)
+        ids = tmp_path / "labelled.json"
+        ids.write_text(json.dumps(sorted(labelled)))
         recipe = validate({"name": "test", "stages": ["scst"], "clip": {"reward": clip} if clip else {}})
         return ContextSpec(
-            recipe, str(tmp_path / "prepared"), labelled, str(frequency), embeddings, trained_clip
+            recipe, str(tmp_path / "prepared"), str(ids), str(frequency), embeddings, trained_clip
         ).open()  # fmt: skip
 
     return make
