@@ -1,7 +1,7 @@
 """`make demo`: a Ray head of our own on this machine, one job submitted to it, the head stopped again.
 
-The job is submitted exactly as to any cluster, and the command is printed; Ctrl-C, `kill` or the end of the terminal stop
-job and head, and the same command goes on from the last checkpoint.
+The job is submitted exactly as to any cluster, and the command is printed; Ctrl-C, `kill` or the end of the terminal
+stop job and head, and the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations

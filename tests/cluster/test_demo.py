@@ -1,4 +1,4 @@
-"""`make demo` in a terminal: Ctrl-C in the middle of SCST, the same command, the terminal closed, the same once more."""
+"""`make demo` in a terminal: Ctrl-C in the middle of SCST, started again, the terminal closed, started once more."""
 
 from __future__ import annotations
 
