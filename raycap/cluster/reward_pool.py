@@ -52,18 +52,23 @@ class RewardPools:
         Raises:
             RaycapError: what a component refused.
         """
+        signatures = {name: [self._signature(name, actor) for actor in pool] for name, pool in self.actors.items()}
+        return {name: of_pool[0] for name, of_pool in signatures.items()}
+
+    def _signature(self, name: str, actor: Any) -> str:
         import ray
 
-        signatures = {}
-        for name, pool in self.actors.items():
+        for attempt in range(1, self.retries + 1):
             try:
-                signatures[name] = ray.get([actor.ready.remote() for actor in pool])[0]
+                return str(ray.get(actor.ready.remote()))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
             except ray.exceptions.RayActorError as error:
-                raise WorkFailed(f"its actor could not start: {str(error)[:500]}", key=f"rewards.{name}",
-                                 remedy="look at the actor's log") from error  # fmt: skip
-        return signatures
+                if attempt == self.retries or not isinstance(error, ray.exceptions.ActorUnavailableError):
+                    raise WorkFailed(f"its actor could not start: {str(error)[:500]}", key=f"rewards.{name}",
+                                     remedy="look at the actor's log") from error  # fmt: skip
+                time.sleep(0.5 * attempt)  # it is being started again
+        raise AssertionError("unreachable")
 
     def score(self, lease: Lease, generation: Generation) -> dict[str, ComponentScores]:
         """Scores of a lease by every component.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from raycap.cluster.reward_pool import RewardWorker
 from raycap.errors import RecipeError
 from raycap.types import CaptionBatch
 
@@ -46,3 +48,10 @@ class Refuses:
 
     def __init__(self, context: Any) -> None:
         raise RecipeError("planted", key="rewards.mine.options", value={})
+
+
+class NumberedWorker(RewardWorker):
+    """A reward actor that tells the number of its process."""
+
+    def number(self) -> int:
+        return os.getpid()

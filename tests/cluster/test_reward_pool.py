@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from raycap.cluster import training_stages
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.run import run_recipe
-from raycap.cluster.training_stages import _reward_actors, reward_context
 from raycap.errors import RewardError
 from raycap.rewards.context import ContextSpec
 from raycap.rl.advantages import combine
 from raycap.train.journal import read_log
 from raycap.types import Generation, Lease, Prompt
+
+from .faulty import NumberedWorker
 
 pytestmark = pytest.mark.ray
 SOURCE = "tests.cluster.faulty:Faulty"
@@ -93,23 +97,28 @@ def test_none_takes_the_component_out_for_that_image_alone(pool_of: Any) -> None
     assert mixed.applied == {"mine": 1}
 
 
-def test_an_actor_that_died_comes_back_however_many_captions_it_may_read(ray_session: Any, tiny_run: Any) -> None:
+def test_an_actor_that_died_comes_back_however_many_captions_it_may_read(
+    ray_session: Any, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Arguments of an actor above 100 KB are freed once it is there, and it cannot be started again without them."""
     run = tiny_run("restart", rewards={"cider": {}})
     folder = run.path("scst", 0)
     folder.mkdir(parents=True, exist_ok=True)
-    spec = reward_context(run, folder)
+    spec = training_stages.reward_context(run, folder)
     known = json.loads(Path(spec.labelled).read_text())
-    Path(spec.labelled).write_text(json.dumps([*known, *(f"photograph-{n:06d}.jpg" for n in range(20_000))]))
+    Path(spec.labelled).write_text(json.dumps(known * 5_000))  # a list as long as that of many images
     assert len(pickle.dumps(spec)) < 50_000
-    (actor,) = _reward_actors("cider", spec, run)
+    monkeypatch.setattr(training_stages, "RewardWorker", NumberedWorker)
+    (actor,) = training_stages._reward_actors("cider", spec, run)
     pools = RewardPools({"cider": [actor]})
     try:
         before = pools.wait_until_ready()
-        ray_session.kill(actor, no_restart=False)
+        number = ray_session.get(actor.number.remote())
+        os.kill(number, signal.SIGKILL)
         of_run = Lease(0, 0, tuple(Prompt(image_id, n) for n, image_id in enumerate(known[:2])))
         assert pools.score(of_run, generation())["cider"].rewards.shape == (2, 2)
         assert pools.wait_until_ready() == before
+        assert ray_session.get(actor.number.remote()) != number
     finally:
         ray_session.kill(actor)
 
