@@ -40,14 +40,24 @@ def main(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             with suppress(OSError):  # the terminal may be gone
                 print("\nstopping; the same command goes on from the last checkpoint", flush=True)
-            job.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                job.wait(timeout=_STOP_S)
-            job.kill()
+            _stop_job(address, job_id, environment)
+            job.kill()  # it only showed the job's output
             return 1
         if status == 0:
             return 0
         return _driver_status(address, job_id, environment) or status
+
+
+def _stop_job(address: str, job_id: str, environment: Mapping[str, str]) -> None:
+    """Stop the job and see it end: its process would outlive the head for a while and keep the run's folder locked."""
+    url, deadline = f"{address}/api/jobs/{job_id}", time.monotonic() + _STOP_S
+    with suppress(OSError, ValueError):
+        urllib.request.urlopen(_request(f"{url}/stop", environment, method="POST"), timeout=5).close()
+        while time.monotonic() < deadline:
+            with urllib.request.urlopen(_request(url, environment), timeout=5) as answer:
+                if json.load(answer).get("status") in ("STOPPED", "FAILED", "SUCCEEDED"):
+                    return
+            time.sleep(0.3)
 
 
 def _driver_status(address: str, job_id: str, environment: Mapping[str, str]) -> int | None:
@@ -59,8 +69,9 @@ def _driver_status(address: str, job_id: str, environment: Mapping[str, str]) ->
         return None
 
 
-def _request(url: str, environment: Mapping[str, str]) -> urllib.request.Request:
-    return urllib.request.Request(url, headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"})
+def _request(url: str, environment: Mapping[str, str], method: str = "GET") -> urllib.request.Request:
+    token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+    return urllib.request.Request(url, headers=token, method=method)
 
 
 def _environment() -> dict[str, str]:
