@@ -96,10 +96,11 @@ class Recipe(Section):
             raise ValueError("captioner.mapping = 'grid' needs features.kind = 'grid'; take mlp or transformer")
         if self.features.kind == "pooled" and self.captioner.grid_size:
             raise ValueError("captioner.grid_size needs features.kind = 'grid'")
-        for name, window in (("mle", self.mle), ("scst", self.scst)):
+        seen = {"mle": self.mle, "scst": self.scst}
+        for name, window in seen.items():
             if self.features.kind == "pooled" and (window.crop or window.flip):
                 raise ValueError(f"{name}.crop and {name}.flip need features.kind = 'grid'")
-        trained = [stage.views for name, stage in (("mle", self.mle), ("scst", self.scst)) if name in self.stages]
+        trained = [window.views for name, window in seen.items() if name in self.stages]
         if "features" in self.stages and self.features.views and trained and not any(trained):
             raise ValueError(
                 f"features.views = {self.features.views}, but no stage looks at them: set features.views=0"

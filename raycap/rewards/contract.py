@@ -70,7 +70,7 @@ def build_component(name: str, context: RewardContext, options: Mapping[str, Any
         return kind(context, **options)
     except RaycapError:
         raise
-    except Exception as error:
+    except Exception as error:  # anybody's code may raise anything: it ends the run, named, with its cause
         what = f"raised {type(error).__name__} when it was built: {error}"
         raise RewardError(what, key=f"rewards.{name}", value=path, remedy="mend the component") from error
 
@@ -112,16 +112,20 @@ def load_dotted(path: str, *, key: str) -> Any:
     """What `package.module:Name` names.
 
     Raises:
-        RecipeError: not of that form, or it cannot be imported.
+        RecipeError: not of that form, it cannot be imported, or the module has no such name.
     """
     module, _, attribute = path.partition(":")
     if not (module and attribute):
         raise RecipeError("expected package.module:ClassName", key=key, value=path)
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+        found = importlib.import_module(module)
+    except Exception as error:  # a module runs anybody's code: whatever it raises ends the run, named, with its cause
         raise RecipeError(f"cannot be imported: {type(error).__name__}: {error}", key=key, value=path,
                           remedy="the module must be importable in every process") from error  # fmt: skip
+    if not hasattr(found, attribute):
+        raise RecipeError(f"cannot be imported: the module {module} has no {attribute}", key=key, value=path,
+                          remedy=f"name what is in {getattr(found, '__file__', module)}")  # fmt: skip
+    return getattr(found, attribute)
 
 
 def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDArray[np.float32]:
