@@ -2,9 +2,10 @@
 
     python benchmarks/rewards.py [--flickr8k FOLDER] [--images 5000] [--captions 5] [--lease 120]
 
-`cider_prepared_ratio`: captions a second of the training reward (tokenised strings in, references prepared, captions
-never seen before) against pycocoevalcap's CIDEr-D of the same tokenised captions; `cider_cold_ratio`: the same with
-the preparation counted; `cider_lease_ratio`: the first in batches of `--lease` captions, as a step of training asks.
+`cider_prepared_ratio`: captions a second of the training reward (references prepared, captions never seen before)
+against pycocoevalcap's CIDEr-D of the same captions; `cider_cold_ratio`: the same with the preparation counted, and
+`cider_cold_single_ratio` with one candidate an image; `cider_lease_ratio`: the first in batches of `--lease` captions,
+as a step of training asks. Both sides get tokenised strings (tokens joined by blanks) and split them in the timed call.
 `score_ratio`: seconds of pycocoevalcap with its Java tokenizer for BLEU, ROUGE-L and CIDEr-D from raw strings, against
 the whole command `raycap score`, start of the process included; null without Java. `peak_rss_bytes`: of ours.
 
@@ -36,7 +37,7 @@ if hasattr(os, "sched_setaffinity"):
 from raycap.data.flickr8k import TOKEN_FILE  # noqa: E402
 from raycap.data.scenes.grammar import references as references_of_scene  # noqa: E402
 from raycap.data.scenes.world import imagine  # noqa: E402
-from raycap.metrics.cider import EOS, cider_d, prepare_training  # noqa: E402
+from raycap.metrics.cider import EOS, PreparedReferences, cider_d, prepare_training  # noqa: E402
 from raycap.metrics.java import find_java  # noqa: E402
 from raycap.metrics.ptb import tokenize  # noqa: E402
 
@@ -96,29 +97,39 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def cider(references: Captions, candidates: Captions, lease: int) -> dict[str, float | int]:
-    """The training reward and pycocoevalcap's CIDEr-D on the same tokenised captions."""
-    tokenized = {image: [tokenize(text) for text in texts] for image, texts in references.items()}
-    asked = [(image, tokenize(text)) for image, texts in candidates.items() for text in texts]
-    ids, captions, done = [i for i, _ in asked], [c for _, c in asked], [True] * len(asked)
-    _, prepared = prepare_training(tokenized, EOS)
+    """The training reward and pycocoevalcap's CIDEr-D on the same tokenised strings."""
+    lines = {image: [" ".join(tokenize(text)) for text in texts] for image, texts in references.items()}
+    said = [(image, " ".join(tokenize(text))) for image, texts in candidates.items() for text in texts]
+    single = list(dict(reversed(said)).items())  # the first of each image
+    _, prepared = prepare_training(split(lines), EOS)
 
     def in_leases() -> None:
-        for at in range(0, len(ids), lease):
-            part = slice(at, at + lease)
-            cider_d(captions[part], ids[part], prepared, finished=done[part])
+        for at in range(0, len(said), lease):
+            reward(said[at : at + lease], prepared)
 
     ours = {
-        "cider_prepared": seconds(lambda: cider_d(captions, ids, prepared, finished=done)),
+        "cider_prepared": seconds(lambda: reward(said, prepared)),
         "cider_lease": seconds(in_leases),
-        "cider_cold": seconds(lambda: cider_d(captions, ids, prepare_training(tokenized, EOS)[1], finished=done)),
+        "cider_cold": seconds(lambda: reward(said, prepare_training(split(lines), EOS)[1])),
+        "cider_cold_single": seconds(lambda: reward(single, prepare_training(split(lines), EOS)[1])),
     }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    lines = {image: [" ".join(tokens) for tokens in texts] for image, texts in tokenized.items()}
-    said = [(image, " ".join(tokens)) for image, tokens in asked]
-    theirs = seconds(lambda: reference_cider(lines, said))
-    figures: dict[str, float | int] = {f"{name}_ratio": theirs / mine for name, mine in ours.items()}
-    figures |= {f"{name}_captions_per_s": len(ids) / mine for name, mine in ours.items()}
-    return {**figures, "pycocoevalcap_cider_captions_per_s": len(ids) / theirs, "peak_rss_bytes": peak}
+    theirs = dict.fromkeys(ours, seconds(lambda: reference_cider(lines, said)))
+    theirs["cider_cold_single"] = seconds(lambda: reference_cider(lines, single))
+    figures: dict[str, float | int] = {f"{name}_ratio": theirs[name] / mine for name, mine in ours.items()}
+    counts = {name: len(single if name == "cider_cold_single" else said) for name in ours}
+    figures |= {f"{name}_captions_per_s": counts[name] / mine for name, mine in ours.items()}
+    their_speed = len(said) / theirs["cider_prepared"]
+    return {**figures, "pycocoevalcap_cider_captions_per_s": their_speed, "peak_rss_bytes": peak}
+
+
+def split(lines: Captions) -> dict[str, list[list[str]]]:
+    return {image: [line.split() for line in several] for image, several in lines.items()}
+
+
+def reward(said: Sequence[tuple[str, str]], prepared: PreparedReferences) -> None:
+    """CIDEr-D of (image, tokenised string) pairs as the training reward computes it; each ended by itself."""
+    cider_d([line.split() for _, line in said], [image for image, _ in said], prepared, finished=[True] * len(said))
 
 
 def reference_cider(references: Mapping[str, Sequence[str]], candidates: Sequence[tuple[str, str]]) -> None:

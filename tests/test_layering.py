@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("raycap",),  # raycap/__init__.py itself: the version, which any room may read
-    ("errors",),
+    ("errors", "whole_file"),
     ("types",),
     ("recipe",),
     ("rl", "metrics"),

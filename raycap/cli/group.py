@@ -17,7 +17,8 @@ from typing import Any
 
 import click
 
-from raycap.errors import RaycapError, Refused
+from raycap.errors import RaycapError, Refused, WorkFailed
+from raycap.whole_file import write_whole
 
 
 class Raycap(click.Group):
@@ -83,8 +84,21 @@ def _remember(context: click.Context, parameter: click.Parameter, value: bool) -
 
 debug_option = click.option("--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks.")
 
+
+class AnyPath(click.Path):
+    """A path, there or not; an empty one, such as an unset variable of the shell leaves, is not the folder of now."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 checkpoint_option = click.option(
-    "--checkpoint", required=True, type=click.Path(path_type=Path), metavar="FOLDER",
+    "--checkpoint", required=True, type=AnyPath(), metavar="FOLDER",
     help="A stage's folder such as STORAGE/NAME/scst, a checkpoint in it, or an export.",
 )  # fmt: skip
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
@@ -112,31 +126,61 @@ def comma_list(context: click.Context, parameter: click.Parameter, value: str | 
 
 
 def metric_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Names of metrics; an unknown one is a usage error, before any work."""
-    from raycap.metrics.score import METRICS
+    """Names of metrics, each once, the keys of their output too; an unknown one is a usage error, before any work."""
+    from raycap.metrics.score import METRICS, metric_of
 
-    names = comma_list(context, parameter, value)
-    unknown = [name for name in names or () if name not in METRICS]
-    if names is not None and (unknown or not names):
-        raise click.BadParameter(f"{value!r}: choose from {', '.join(METRICS)}")
-    return names
+    asked = comma_list(context, parameter, value)
+    if asked is None:
+        return None
+    names = [metric_of(name) for name in asked]
+    if not names or None in names:
+        raise click.BadParameter(f"{value!r}: choose from {', '.join(METRICS)}, or a key of their output")
+    return tuple(dict.fromkeys(name for name in names if name is not None))
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Strict JSON.
+
+    Raises:
+        WorkFailed: a number in it is NaN or infinite: JSON has neither, and either would be a fault of ours.
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise WorkFailed(f"a figure in it is no finite number: {error}", key="output",
+                         remedy="it is not written: report it") from error  # fmt: skip
 
 
 def write_json(path: Path, content: Any) -> None:
     """A JSON file, whole or not at all; its folder is made when missing."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(path, json_text(content, indent=1) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, key: str = "--out") -> None:
     """A file, whole or not at all; raises Refused where it cannot be written."""
+    check_target(path, key)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, text)
     except OSError as error:
-        raise Refused(f"cannot be written: {error.strerror}", key="out", value=str(path),
+        raise Refused(f"cannot be written: {error.strerror}", key=key, value=str(path),
                       remedy="name another place") from error  # fmt: skip
+
+
+def check_target(path: Path, key: str) -> None:
+    """Whether a file can be put there, before any work is done for it; its folder is made when missing.
+
+    Raises:
+        Refused: it is a folder, or its own folder cannot be made or written to.
+    """
+    try:
+        if path.is_dir():
+            raise Refused("is a folder", key=key, value=str(path), remedy="name a file in it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        why = None if os.access(path.parent, os.W_OK) else "its folder is read-only"
+    except OSError as error:
+        why = error.strerror
+    if why is not None:
+        raise Refused(f"cannot be written: {why}", key=key, value=str(path), remedy="name another place")
 
 
 def out_folder(path: Path) -> Path:

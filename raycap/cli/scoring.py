@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from raycap.cli.group import as_options, metric_list, options, write_json, write_text
+from raycap.cli.group import as_options, check_target, json_text, metric_list, options, write_json, write_text
 
 if TYPE_CHECKING:
     from raycap.metrics.clipscore import ClipEmbeddings
     from raycap.metrics.score import Scores
 
-DEFAULT_METRICS = ("bleu", "rouge", "cider")
+DEFAULT_METRICS = ("bleu", "rouge", "cider", "meteor", "spice")
+"""Of `score`: what coco-caption prints."""
+JUDGED_METRICS = ("bleu", "rouge", "cider")
+"""Of `correlate`: those that need no Java."""
 
 
 @click.command()
@@ -25,8 +27,9 @@ DEFAULT_METRICS = ("bleu", "rouge", "cider")
     click.option("--references", required=True, type=click.Path(path_type=Path), metavar="FILE",
                  help='COCO captions annotations, {"image_id": ["...", ...]}, or JSONL.'),
     click.option("--metrics", callback=metric_list, metavar="NAME,...",
-                 help="bleu, rouge, cider, meteor, spice, clipscore, refcompare. Default: bleu,rouge,cider, and "
-                 "clipscore where a CLIP is named."),
+                 help="bleu, rouge, cider, meteor, spice, clipscore, refcompare, or a key of the output for its "
+                 "metric (bleu_4 for bleu). Default: bleu,rouge,cider,meteor,spice, and clipscore where a CLIP is "
+                 "named. meteor and spice run Java and are `unavailable` where it or their jars are not there."),
     click.option("--images", type=click.Path(path_type=Path), metavar="FOLDER",
                  help="Pictures, for metrics by CLIP: an image id is a picture's path in it, its name or its stem."),
     click.option("--clip-model", metavar="NAME|FOLDER", help="An open_clip model, or a CLIP that raycap trained."),
@@ -45,6 +48,7 @@ def score(
     from raycap.metrics.score import BY_CLIP, common_images, score_captions
 
     _check_clip_options(images, clip_model, clip_pretrained)
+    _check_targets(out, per_image)
     spoken, written = read_candidates(candidates), read_references(references)
     metrics = metrics or (*DEFAULT_METRICS, *(["clipscore"] if clip_model else []))
     embeddings = None
@@ -54,9 +58,15 @@ def score(
     scores = score_captions(spoken, written, metrics, embeddings=embeddings, allow_partial=allow_partial)
     if per_image:
         lines = [{"image_id": i, "caption": spoken[i], **values} for i, values in scores.per_image.items()]
-        write_text(per_image, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(per_image, "".join(json_text(line) + "\n" for line in lines), "--per-image")
     click.echo(_table(scores), err=True)
     _give(out, scores.to_json())
+
+
+def _check_targets(out: Path | None, per_image: Path | None = None) -> None:
+    for key, path in (("--out", out), ("--per-image", per_image)):
+        if path is not None:
+            check_target(path, key)
 
 
 def _check_clip_options(images: Path | None, model: str | None, pretrained: str | None) -> None:
@@ -101,8 +111,7 @@ def _table(scores: Scores) -> str:
     lines = [f"{scores.num_images:,} images"]
     lines += [f"{key:<19}  {value:.4f}" for key, value in scores.metrics.items()]
     lines += [f"{key:<19}  –  unavailable: {why}" for key, why in scores.unavailable.items()]
-    if scores.empty_candidates:
-        lines.append(f"{scores.empty_candidates:,} empty candidates")
+    lines.append(f"{scores.empty_candidates:,} empty candidates")
     if scores.left_out is not None:
         lines.append("left out: " + ", ".join(f"{count:,} {side}" for side, count in scores.left_out.items()))
     lines.append(scores.signature)
@@ -111,7 +120,7 @@ def _table(scores: Scores) -> str:
 
 def _give(out: Path | None, content: dict[str, Any]) -> None:
     if out is None:
-        click.echo(json.dumps(content, indent=1))
+        click.echo(json_text(content, indent=1))
     else:
         write_json(out, content)
 
@@ -143,8 +152,8 @@ def tokenize() -> None:
                  help='FILE is JSONL: {"image_id", "caption", "references", "score"} a line.'),
     click.option("--root", type=click.Path(path_type=Path), metavar="FOLDER",
                  help="Of the published files: Flickr8k.token.txt and the annotations."),
-    click.option("--metrics", callback=metric_list, default=",".join(DEFAULT_METRICS), show_default=True,
-                 metavar="NAME,..."),
+    click.option("--metrics", callback=metric_list, default=",".join(JUDGED_METRICS), show_default=True,
+                 metavar="NAME,...", help="As of `raycap score`."),
     click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
                  help="Takes the JSON, which goes to standard output otherwise."),
 )  # fmt: skip
@@ -152,6 +161,7 @@ def correlate(judgements: str, root: Path | None, metrics: tuple[str, ...], out:
     """Agreement of metrics with human judgements of captions: Kendall's tau-b and tau-c."""
     from raycap.evaluate import judgements as judged
 
+    _check_targets(out)
     content = judged.correlate(judged.read_judgements(judgements, root), metrics)
     for key, found in content["metrics"].items():
         line = f"{key:<10}  tau-b {100 * found['tau_b']:6.2f}  tau-c {100 * found['tau_c']:6.2f}  n {found['n']:,}"

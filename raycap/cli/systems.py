@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raycap.cli.group import (
+    AnyPath,
     as_options,
     checkpoint_option,
     comma_list,
     device_option,
+    json_text,
     max_pixels_option,
     metric_list,
     options,
     out_folder,
     write_json,
 )
+from raycap.cli.scoring import DEFAULT_METRICS
 
 if TYPE_CHECKING:
+    from raycap.data.input_report import InputReport
     from raycap.evaluate.on_data import Evaluation
     from raycap.evaluate.pictures import Opened
     from raycap.evaluate.system import Decoding, System
@@ -31,24 +34,27 @@ FORMATS = ("auto", "flickr8k", "csv", "coco", "karpathy", "folder", "scenes")
 _DATA_OPTIONS = {
     "data.root": "--data", "data.skip": "--skip", "data.format": "--format", "data.max_pixels": "--max-pixels",
 }  # fmt: skip
+METRICS = (*DEFAULT_METRICS, "clipscore")
+"""What `evaluate` computes, besides what the recipe names; a run keeps to its recipe, whose table should not wait."""
 _DECODING_OPTIONS = {"num_captions": "--num-captions", "decoding": "--decoding"}
 
 
 @click.command()
 @options(
     checkpoint_option,
-    click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="The data set."),
+    click.option("--data", required=True, type=AnyPath(), metavar="FOLDER", help="The data set."),
     click.option("--format", "format_", type=click.Choice(FORMATS), default="auto", show_default=True,
-                 help="Layout of the data set; auto looks at what lies there."),
+                 help="Layout of the data set; auto looks at what lies there, and takes the recipe's where it fits."),
     click.option("--split", type=click.Choice(["train", "dev", "test", "all"]), default="test", show_default=True,
                  help="Only its list and its photographs need to be there."),
-    click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
+    click.option("--out", type=AnyPath(), metavar="FOLDER",
                  help="Takes metrics.json, captions.greedy.json, captions.beam.json, report.html, input.json. Without "
                  "it the metrics go to standard output and nothing is written."),
     click.option("--skip", callback=comma_list, metavar="KIND,...|all",
                  help="Bad input that is left out and counted instead of refused, such as image_missing."),
     click.option("--metrics", callback=metric_list, metavar="NAME,...",
-                 help="bleu, rouge, cider, meteor, spice, clipscore, refcompare; the recipe's when not set."),
+                 help="bleu, rouge, cider, meteor, spice, clipscore, refcompare. When not set, all but the last, which "
+                 "needs the recipe to name it."),
     click.option("--beam-size", type=click.IntRange(min=1), help="Of the beam search; the recipe's when not set."),
     click.option("--batch-size", type=click.IntRange(min=1), help="Images at once; the recipe's when not set."),
     max_pixels_option,
@@ -57,9 +63,10 @@ _DECODING_OPTIONS = {"num_captions": "--num-captions", "decoding": "--decoding"}
 def evaluate(**given: Any) -> None:
     """Caption a split of any data set with a checkpoint and score the captions.
 
-    Greedy and beam captions; CLIPScore is by the judge of the checkpoint's run. Progress and table go to standard
-    error.
+    Greedy and beam captions; CLIPScore is by the judge of the checkpoint's run. A metric that cannot be computed (no
+    judge, no Java) is `unavailable` with the reason. Progress and table go to standard error.
     """
+    from raycap.data.subsets import shares_of
     from raycap.evaluate.on_data import evaluate_system, read_split, result_rows
     from raycap.evaluate.system import System
     from raycap.evaluate.table import print_table
@@ -72,20 +79,28 @@ def evaluate(**given: Any) -> None:
     with as_options(_DATA_OPTIONS):
         split = read_split(
             given["data"].absolute(), format=given["format_"], split=given["split"], skip=given["skip"] or (),
-            seed=recipe.data.seed, max_pixels=most, progress=Progress("check", "images", out=sys.stderr).update,
+            seed=recipe.data.seed, shares=shares_of(recipe.data.splits), like=recipe.data.format, max_pixels=most,
+            progress=Progress("check", "images", out=sys.stderr).update,
+            when_refused=lambda report: _write_refused(out, report),
         )  # fmt: skip
     click.echo(split.report.summary(), err=True)
     evaluation = evaluate_system(
-        system, split, given["metrics"] or recipe.evaluate.metrics, max_pixels=most,
+        system, split, given["metrics"] or tuple(dict.fromkeys((*METRICS, *recipe.evaluate.metrics))), max_pixels=most,
         beam_size=given["beam_size"] or recipe.evaluate.beam_size,
         batch_size=given["batch_size"] or recipe.evaluate.batch_size,
         progress=Progress("evaluate", "images", out=sys.stderr).update,
     )  # fmt: skip
     print_table(result_rows(system, evaluation), sys.stderr)
     if out is None:
-        click.echo(json.dumps(evaluation.metrics_json(), indent=1))
+        click.echo(json_text(evaluation.metrics_json(), indent=1))
     else:
         _write_evaluation(out, system, evaluation)
+
+
+def _write_refused(out: Path | None, report: InputReport) -> None:
+    if out is not None:
+        (out / "metrics.json").unlink(missing_ok=True)  # of an evaluation before this one, with another input
+        report.write(out / "input.json")
 
 
 def _write_evaluation(out: Path, system: System, evaluation: Evaluation) -> None:
@@ -102,7 +117,7 @@ def _write_evaluation(out: Path, system: System, evaluation: Evaluation) -> None
 
 
 @click.command()
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE|FOLDER...")
+@click.argument("pictures", nargs=-1, required=True, type=AnyPath(), metavar="FILE|FOLDER...")
 @options(
     checkpoint_option,
     click.option("--decoding", type=click.Choice(["greedy", "beam", "sample"]), default="greedy", show_default=True),
@@ -162,16 +177,14 @@ def _caption_batch(system: System, decoding: Decoding, batch: list[Opened]) -> i
         else:
             captions = spoken[opened.index]
             line |= {"caption": captions[0], **({"captions": captions} if len(captions) > 1 else {})}
-        click.echo(json.dumps(line))
+        click.echo(json_text(line))
     return len(batch) - len(good)
 
 
 @click.command()
 @options(
     checkpoint_option,
-    click.option(
-        "--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Not there, or empty."
-    ),
+    click.option("--out", required=True, type=AnyPath(), metavar="FOLDER", help="Not there, or empty."),
     click.option("--force", is_flag=True, help="Write into a folder that is not empty."),
 )
 def export(checkpoint: Path, out: Path, force: bool) -> None:
@@ -180,6 +193,12 @@ def export(checkpoint: Path, out: Path, force: bool) -> None:
     Weights (safetensors), config, tokenizer, recipe, and the CLIPs and weights files that it needs. `caption` and
     `evaluate` take the folder on any machine.
     """
+    from raycap.errors import Refused
     from raycap.models.export import export_captioner
 
-    click.echo(str(export_captioner(checkpoint, out.absolute(), force=force)))
+    try:
+        written = export_captioner(checkpoint, out.absolute(), force=force)
+    except OSError as error:
+        raise Refused(f"cannot be written: {error.strerror or error}", key="out", value=str(out),
+                      remedy="name another folder") from error  # fmt: skip
+    click.echo(str(written))

@@ -3,7 +3,7 @@
     pending ──lease()──▶ leased ──deliver()──▶ ready ──take()──▶ consumed
        ▲                   │  │
        └──worker lost, ────┘  └──killed its worker n times──▶ quarantined
-          lease expired
+          lease expired (n times: the run ends, and says so)
 
 A step's leases become pending once version `step − max_policy_lag` is out. The learner calls `reset` at every start
 and restart, so the Exchange needs no persistence; whatever carries another incarnation is dropped and counted.
@@ -27,13 +27,16 @@ PENDING, LEASED, READY, CONSUMED, QUARANTINED = "pending", "leased", "ready", "c
 
 @dataclass
 class _Slot:
-    """One lease's state. `holder` and `since` (seconds, monotonic) while leased, `rollouts` while ready."""
+    """One lease's state. `holder` and `since` (seconds, monotonic) while leased, `rollouts` while ready; how many
+    workers died while they held it, how often it expired."""
 
     lease: Lease
     state: str = PENDING
     holder: str = ""
     since: float = 0.0
     rollouts: Rollouts | None = None
+    deaths: int = 0
+    expired: int = 0
 
 
 class Exchange:
@@ -44,7 +47,8 @@ class Exchange:
         total_steps: no lease is given out beyond them.
         max_policy_lag: versions that rollouts may be behind.
         lease_timeout_s: a lease held longer goes back to pending.
-        quarantine_after: a lease that lost this many workers is set aside, named and counted.
+        quarantine_after: a lease that lost this many workers is set aside, named and counted; one that expired so
+            often ends the run.
     """
 
     def __init__(
@@ -72,14 +76,15 @@ class Exchange:
         self._changed = asyncio.Condition()
 
     async def reset(self, incarnation: int, step: int) -> None:
-        """The learner (re)starts at `step`: forget everything else. Nothing is leased until it has published."""
+        """The learner (re)starts at `step`: forget everything but a failure, which no start mends (a worker may have
+        met it while the learner's process came up). Nothing is leased until it has published."""
         async with self._changed:
             self.counts["dropped_at_reset"] += sum(s.state in (LEASED, READY) for s in self._slots.values())
             self._slots.clear()
             self._takers.clear()
             self._opened = self._taken = step
             self._weights_id, self._weights = WeightsId(incarnation, -1), None
-            self._failure, self._closed = None, False
+            self._closed = False
             self._changed.notify_all()
 
     async def publish(self, weights_id: WeightsId, weights: list[Any]) -> None:
@@ -173,6 +178,10 @@ class Exchange:
                     raise WorkFailed(f"step {step} waits: {self._states()}", key="cluster.lease_timeout_s",
                                      value=timeout_s, remedy="look at the rollout workers' logs")  # fmt: skip
                 await self._wait(1.0)
+            whole = [s for s in self._slots.values() if s.lease.step == step]
+            if all(s.state == QUARANTINED for s in whole):
+                raise WorkFailed("every lease of it was set aside: there is nothing to learn from", key="step",
+                                 value=step, remedy="look at the rollout workers' logs")  # fmt: skip
             taken = [s.rollouts for s in slots if s.rollouts is not None]
             for slot in slots:
                 if slot.state == READY:
@@ -217,11 +226,16 @@ class Exchange:
     def _progress(self) -> tuple[Any, ...]:
         return tuple((s.state, s.lease.attempt) for s in self._slots.values())
 
-    def _give_up(self, slot: _Slot, reason: str) -> None:
+    def _redo(self, slot: _Slot) -> None:
         slot.lease, slot.holder = replace(slot.lease, attempt=slot.lease.attempt + 1), ""
         self.counts["leases_redone"] += 1
         slot.state = PENDING
-        if slot.lease.attempt >= self.quarantine_after:
+
+    def _give_up(self, slot: _Slot, reason: str) -> None:
+        """A worker died of it, or beside it."""
+        self._redo(slot)
+        slot.deaths += 1
+        if slot.deaths >= self.quarantine_after:
             slot.state = QUARANTINED
             self.counts["quarantined"] += 1
             self.quarantined.append({"step": slot.lease.step, "images": slot.lease.image_ids, "reason": reason})
@@ -232,7 +246,15 @@ class Exchange:
         for slot in self._slots.values():
             if slot.state == LEASED and time.monotonic() - slot.since > self.lease_timeout_s:
                 self.counts["leases_expired"] += 1
-                self._give_up(slot, f"worker {slot.holder} held it longer than {self.lease_timeout_s} s")
+                slot.expired += 1
+                if slot.expired >= self.quarantine_after:
+                    # nobody died of it: to drop its images would hide that leases take longer than they may
+                    self._failure = self._failure or WorkFailed(
+                        f"a lease of step {slot.lease.step} took longer than that, {slot.expired} times over",
+                        key="cluster.lease_timeout_s", value=self.lease_timeout_s,
+                        remedy="raise it, or lower scst.lease_size",
+                    )  # fmt: skip
+                self._redo(slot)
 
     def _forget(self, step: int, ranks: int) -> None:
         mine = [s for s in self._slots.values() if s.lease.step == step]

@@ -11,26 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from raycap.cluster.tasks import on
-from raycap.cluster.train_job import rank_journal, training_group
+from raycap.cluster.train_job import built_together, rank_journal, together, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RaycapError
 from raycap.models.checkpoint import load_captioner
+from raycap.models.recompute import recompute_blocks
 from raycap.recipe import Recipe
 from raycap.rewards.mix import Mix
+from raycap.train.journal import Journal
 from raycap.train.learner import Learner
 from raycap.train.optimizing import Group
 from raycap.train.resuming import load_training_state, same_step
 from raycap.train.scst import finish_step, first_look, summary
 from raycap.train.steering import Steering
 from raycap.train.validation import Validator
+from raycap.whole_file import write_whole
 
 
 def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Runs in every rank of a Ray Train job.
 
     Args:
-        config: exchange (handle), recipe, seed, device; start, features, folder (paths as strings); select_references;
-            about.
+        config: exchange (handle), recipe, seed, device, precision; start, features, folder (paths as strings);
+            select_references; about.
     """
     import ray
 
@@ -38,13 +41,8 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     exchange = config["exchange"]
     group = training_group()
     journal = rank_journal(config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"])
-    features = FeatureStore.open(Path(config["features"]))
-    captioner = load_captioner(Path(config["start"])).to(on(config["device"]))
-    validator = Validator(config["select_references"], features, max_length=recipe.captioner.max_length)
-    mix = Mix(recipe.rewards, recipe.scst.steps)
-    learner = Learner(captioner, features, recipe.scst, mix, group, seed=config["seed"])
-    steering = Steering(mix, recipe.scst.collapse_share, recipe.scst.watch_looks)
-    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
+    learner, steering, seconds = built_together(group, lambda: _set_up(config, journal, group))
+    validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
     same_step(group, learner.step)
     started = time.perf_counter()
     error: RaycapError | None = None
@@ -74,25 +72,33 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
                 finish_step(learner, values, validator, steering, journal, seconds + time.perf_counter() - started)
             except RaycapError as raised:  # told to all ranks at the next take
                 error = raised
-    _together(group, error)  # the last look's
+    together(group, error)  # the last look's
     seconds += time.perf_counter() - started
     return summary(learner, steering.keeper, seconds)
 
 
-def _together(group: Group, error: RaycapError | None) -> None:
-    """All ranks go on, or all of them end here: one that returned alone would leave the others waiting for it."""
-    texts = group.gather_texts(str(error) if error else "")
-    if any(texts):
-        raise error or RaycapError(next(text for text in texts if text))
+def _set_up(config: dict[str, Any], journal: Journal, group: Group) -> tuple[Learner, Steering, float]:
+    """Learner and what watches it, where the last checkpoint left them, and the seconds spent so far."""
+    import torch
+
+    recipe: Recipe = config["recipe"]
+    features = FeatureStore.open(Path(config["features"]))
+    captioner = load_captioner(Path(config["start"])).to(on(config["device"]))
+    mix = Mix(recipe.rewards, recipe.scst.steps)
+    if recipe.cluster.learner_recompute:
+        recompute_blocks(captioner)
+    learner = Learner(captioner, features, recipe.scst, mix, group, seed=config["seed"],
+                      precision=getattr(torch, config["precision"]))  # fmt: skip
+    steering = Steering(mix, recipe.scst.collapse_share, recipe.scst.watch_looks)
+    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
+    return learner, steering, seconds
 
 
 def next_incarnation(folder: Path) -> int:
     """Count the learner's starts in its stage's folder; the number of this one."""
     file = folder / "incarnation"
     number = int(file.read_text()) + 1 if file.exists() else 0
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(str(number))
-    temporary.replace(file)
+    write_whole(file, str(number))
     return number
 
 
@@ -122,7 +128,7 @@ def _take(
             if not isinstance(raised.cause, RaycapError):
                 raise
             error = raised.cause
-    _together(group, error)
+    together(group, error)
     return rollouts, None
 
 

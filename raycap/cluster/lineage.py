@@ -7,6 +7,8 @@ from raycap.cluster.stages import Run
 from raycap.cluster.storage import differences
 from raycap.errors import RecipeError
 from raycap.metrics.score import BY_CLIP
+from raycap.recipe import ClipModelRecipe
+from raycap.recipe.sections import same_backbone
 
 _READ_ON = {"features": ("features", "clip.reward"), "mle": ("captioner", "data")}
 """Recipe values of a stage that later stages read again: what captions are written with, and what may be read of them.
@@ -24,6 +26,9 @@ def check_inputs(run: Run) -> None:
     for seed in run.recipe.run_seeds:
         for name in _unnamed_inputs(run):
             _check(run, name, seed)
+    if "evaluate" in run.recipe.stages and "scst" not in run.recipe.stages:
+        for seed in run.recipe.run_seeds:
+            _check_judge(run, seed)
     for role in [] if "clip" in run.recipe.stages else _needed_clips(run):
         if role in missing_clips(run):
             raise RecipeError(f"this job needs clip.{role}, which no job has trained here", key="stages",
@@ -56,6 +61,17 @@ def _check(run: Run, name: str, seed: int) -> None:
         raise RecipeError(f"{label} is not among them and was made with other values: {'; '.join(found[:5])}",
                           key="stages", value=run.recipe.stages, remedy=f"set these values as they were, or add {name} "
                           "and rerun=stale")  # fmt: skip
+
+
+def _check_judge(run: Run, seed: int) -> None:
+    """The CLIP that an earlier job rewarded with must not judge what it rewarded."""
+    judge, rewarded = run.recipe.clip.judge, run.stored_values("scst", seed).get("clip.reward")
+    if judge is None or not rewarded:
+        return
+    reward = ClipModelRecipe(**{name: rewarded[name] for name in ClipModelRecipe.model_fields if name in rewarded})
+    if same_backbone(reward, judge):
+        raise RecipeError(f"SCST was rewarded by {reward.model!r}: it must not judge its own work", key="clip.judge",
+                          value=judge.model, remedy="judge with another backbone")  # fmt: skip
 
 
 def _needed_clips(run: Run) -> list[str]:

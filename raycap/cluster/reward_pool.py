@@ -36,6 +36,23 @@ class RewardWorker:
         return score_generation(self.name, self.component, image_ids, generation)
 
 
+PATIENCE_S = 60.0
+"""After so long without an actor it is said what is waited for, and again each time."""
+
+
+def _patiently(name: str, ref: Any) -> Any:
+    """What an actor answers; one that finds no room in the cluster waits for it, and it is said that it does."""
+    import ray
+
+    waited = 0.0
+    while not ray.wait([ref], timeout=PATIENCE_S)[0]:
+        waited += PATIENCE_S
+        there, free = ray.cluster_resources(), ray.available_resources()
+        room = ", ".join(f"{free.get(key, 0.0):g} of {there.get(key, 0.0):g} {key}s" for key in ("CPU", "GPU"))
+        print(f"rewards.{name} has waited {waited:.0f} s for its actor to start; free are {room}", flush=True)
+    return ray.get(ref)
+
+
 class RewardPools:
     """Handles of all reward actors, by component.
 
@@ -60,7 +77,7 @@ class RewardPools:
 
         for attempt in range(1, self.retries + 1):
             try:
-                return str(ray.get(actor.ready.remote()))
+                return str(_patiently(name, actor.ready.remote()))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
             except ray.exceptions.RayActorError as error:

@@ -18,6 +18,7 @@ from raycap.cluster.tasks import on
 from raycap.data.features import FeatureStore
 from raycap.errors import RaycapError, WorkFailed
 from raycap.models.checkpoint import load_captioner
+from raycap.models.precision import copy_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import load_snapshot
 from raycap.recipe import SCSTRecipe
@@ -29,9 +30,10 @@ class RolloutWorker:
     """A copy of the policy that generates leases."""
 
     def __init__(
-        self, captioner: PrefixCaptioner, features: FeatureStore, recipe: SCSTRecipe, *, max_length: int, seed: int
-    ) -> None:
-        self.captioner, self.features, self.recipe = captioner.eval(), features, recipe
+        self, captioner: PrefixCaptioner, features: FeatureStore, recipe: SCSTRecipe, *, max_length: int, seed: int,
+        precision: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.captioner, self.features, self.recipe = copy_in(precision, captioner.eval()), features, recipe
         self.max_length, self.seed = max_length, seed
         self.weights_id: WeightsId | None = None
 
@@ -53,17 +55,24 @@ class RolloutActor:
         captioner_folder, features_folder: on storage that the node sees.
         pools: of the reward components.
         threads: torch threads; at lag 0 the same number in every process that generates.
+        precision: torch's name of the type that it generates in.
     """
 
     def __init__(
         self, name: str, captioner_folder: str, features_folder: str, recipe: SCSTRecipe, pools: RewardPools,
-        *, max_length: int, seed: int, threads: int, device: str,
+        *, max_length: int, seed: int, threads: int, device: str, precision: str = "float32",
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         self.name, self.pools = name, pools
-        captioner = load_captioner(Path(captioner_folder)).to(on(device))
-        features = FeatureStore.open(Path(features_folder))
-        self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed)
+        self.refused: RaycapError | None = None
+        try:
+            captioner = load_captioner(Path(captioner_folder)).to(on(device))
+            features = FeatureStore.open(Path(features_folder))
+        except RaycapError as error:  # raised here, it would look like the death of a worker, and others would follow
+            self.refused = error
+            return
+        self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed,
+                                    precision=getattr(torch, precision))  # fmt: skip
 
     def run(self, exchange: Any) -> dict[str, float]:
         """Work until the Exchange closes; seconds by activity.
@@ -74,6 +83,9 @@ class RolloutActor:
         import ray
 
         seconds = {"wait": 0.0, "generate": 0.0, "reward": 0.0, "weights": 0.0}
+        if self.refused is not None:
+            ray.get(exchange.fail.remote(self.refused))
+            return seconds
         while True:
             asked = time.perf_counter()
             answer = ray.get(exchange.lease.remote(self.name, self.worker.weights_id))

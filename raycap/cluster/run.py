@@ -57,7 +57,7 @@ def reward_clip(recipe: Recipe) -> dict[str, Any]:
 
 
 def _features_values(recipe: Recipe) -> dict[str, Any]:
-    values = _dump(recipe, "features")
+    values = _dump(recipe, "features", without=("features.batch_size",))  # lowered where memory is short
     return values | reward_clip(recipe) if recipe.features.encoder == "clip.reward" else values
 
 
@@ -111,7 +111,7 @@ def run_recipe(recipe: Recipe) -> Run:
     check_models(recipe)
     with working_in(run.folder), connected():
         check_rewards(recipe)
-        warn_of_cpus(recipe)
+        warn_of_resources(run)
         check_inputs(run)
         if recipe.rerun != "stale":
             refuse_stale([run.stage_folder(name, seed) for name, seed in todo])
@@ -131,18 +131,22 @@ def check_rewards(recipe: Recipe) -> None:
             check_component(name, reward.options, reward.source)
 
 
-def warn_of_cpus(recipe: Recipe) -> None:
+def warn_of_resources(run: Run) -> None:
     """Say what SCST's actors will wait for; a cluster that grows may still get it, so it is no refusal."""
     import ray
 
+    recipe = run.recipe
     if "scst" not in recipe.stages:
         return
-    cluster, there = recipe.cluster, ray.cluster_resources().get("CPU", 0.0)
+    cluster, there = recipe.cluster, ray.cluster_resources()
     wanted = cluster.learner_workers * cluster.learner_cpus + cluster.rollout_workers * cluster.rollout_cpus
     wanted += sum(reward.workers * reward.num_cpus for reward in recipe.rewards.values())
-    if wanted > there:
-        print(f"warning: the actors of scst want {wanted:g} CPUs, the cluster has {there:g}; they wait for more. "
-              "Where it does not grow, lower cluster.rollout_workers or cluster.rollout_cpus", flush=True)  # fmt: skip
+    for kind, amount in (("CPU", wanted), ("GPU", run.gpus_given)):
+        has = there.get(kind, 0.0)
+        if amount > has:
+            print(f"warning: the actors of scst want {amount:g} {kind}s, the cluster has {has:g}; they wait for more. "
+                  "Where it does not grow, lower cluster.rollout_workers or what cluster.* and rewards.*.num_* ask for",
+                  flush=True)  # fmt: skip
 
 
 def _run_stage(run: Run, name: str, seed: int) -> None:

@@ -23,6 +23,7 @@ from raycap.cluster.storage import (
     stored_made_from,
 )
 from raycap.data.dataset import PreparedDataset
+from raycap.data.scenes.dataset import VERSION
 from raycap.data.source import describe_source
 from raycap.errors import RecipeError
 from raycap.models.clip import clip_digest, shipped_config
@@ -103,8 +104,10 @@ class Run:
 
     @cached_property
     def source(self) -> dict[str, str]:
-        """What lies in the data set's folder now; {} for scenes, which are drawn."""
-        if self.recipe.data.format == "scenes" or not self.recipe.data.root:
+        """What lies in the data set's folder now; of scenes, which version of the drawing makes them."""
+        if self.recipe.data.format == "scenes":
+            return {"scenes": str(VERSION)}
+        if not self.recipe.data.root:
             return {}
         return describe_source(data_root(self.recipe), without=self.folder.parent)
 
@@ -162,6 +165,13 @@ class Run:
             users[name] = (reward.num_gpus if reward.num_gpus is not None or through_clip else 0.0, reward.workers)
         return users
 
+    @property
+    def gpus_given(self) -> float:
+        """GPUs that the recipe gives to SCST's actors by number; equal shares of what is left are not counted."""
+        if self.device == "cpu":
+            return 0.0
+        return sum(given * count for given, count in self._gpu_users().values() if given is not None)
+
     def device_of(self, role: str, *, alone: bool = False) -> str:
         """Where a role's model runs: on a GPU when it has a share of one."""
         return "cuda" if self.gpus(role, alone=alone) else "cpu"
@@ -205,10 +215,18 @@ class Run:
         }
 
 
+_NO_LONGER = ("features.batch_size",)
+"""Values that an older raycap took for part of what a stage is made from."""
+
+
 def _as_stored(stored: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """`stored`, where all that `now` has more are recipe fields at their defaults: a newer raycap knows more of them,
     and what an older one made is as good as before."""
     known = {**stored, "values": dict(stored.get("values", {}))}
+    for key in _NO_LONGER:
+        section, _, name = key.partition(".")
+        if isinstance(before := known["values"].get(section), Mapping):
+            known["values"][section] = {n: value for n, value in before.items() if n != name}
     for section, values in now["values"].items():
         if isinstance(values, Mapping) and isinstance(before := known["values"].get(section), Mapping):
             added = {n: value for n, value in _defaults(section).items() if n in values and n not in before}

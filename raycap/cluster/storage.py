@@ -23,6 +23,7 @@ from typing import Any
 
 from raycap.errors import RecipeError, StaleStage
 from raycap.recipe import Recipe, to_yaml
+from raycap.whole_file import write_whole
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -154,6 +155,22 @@ def stored_fingerprint(folder: Path) -> str | None:
     return fingerprint(made_from) if made_from and (folder / "finished.json").is_file() else None
 
 
+_WORK = ("checkpoints/step-*", "*/part-*.arrow", "*/clip.json")
+"""Of a stage that has not finished: checkpoints, features, a CLIP."""
+_KEPT = (".checked.jsonl",)
+"""What holds for any values: which photographs were decoded once and found sound."""
+
+
+def _remove_all_but(folder: Path, kept: Sequence[str]) -> None:
+    for inner in folder.iterdir():
+        if inner.name in kept:
+            continue
+        if inner.is_dir() and not inner.is_symlink():
+            shutil.rmtree(inner)
+        else:
+            inner.unlink()
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """One stage of one run (and seed). `made_from` is everything that its result depends on."""
@@ -181,15 +198,15 @@ class StageFolder:
 
     @property
     def holds_work(self) -> bool:
-        """Whether more lies here than a beginning that is quickly made again: a result, or a checkpoint."""
-        return self.finished is not None or any((self.path / "checkpoints").glob("step-*"))
+        """Whether more lies here than a beginning that is quickly made again: a result, or what took long to make."""
+        return self.finished is not None or any(next(self.path.glob(pattern), None) for pattern in _WORK)
 
     def open(self, recipe: Recipe) -> bool:
         """Whether there is work to do. What was made from something else is made again: see `refuse_stale`."""
         if changes := self.changes():
             why = "is stale" if self.holds_work else "was begun with other values"
             print(f"{self.label} {why} ({'; '.join(changes[:5])}): made again", flush=True)
-            shutil.rmtree(self.path)
+            _remove_all_but(self.path, _KEPT)
         elif self.finished is not None:
             return False
         self.path.mkdir(parents=True, exist_ok=True)
@@ -243,6 +260,4 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def write_json(file: Path, value: Any) -> None:
     """Write plain values as JSON, whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, default=str))
-    temporary.replace(file)
+    write_whole(file, json.dumps(value, indent=1, default=str))

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.tasks import one_node
@@ -19,6 +19,8 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe
 from raycap.train.journal import FolderJournal
 from raycap.train.optimizing import Alone, Group
+
+Built = TypeVar("Built")
 
 
 class FollowerJournal(FolderJournal):
@@ -46,6 +48,28 @@ def training_group() -> Group:
     from raycap.train.group import DistributedGroup
 
     return DistributedGroup()
+
+
+def together(group: Group, error: RaycapError | None) -> None:
+    """All ranks go on, or all of them end here: one that returned alone would leave the others waiting for it."""
+    texts = group.gather_texts(str(error) if error else "")
+    if any(texts):
+        raise error or RaycapError(next(text for text in texts if text))
+
+
+def built_together(group: Group, build: Callable[[], Built]) -> Built:
+    """What `build` makes, once it has made it on every rank.
+
+    Raises:
+        RaycapError: it failed on one of them.
+    """
+    try:
+        made = build()
+    except RaycapError as error:
+        together(group, error)
+        raise
+    together(group, None)
+    return made
 
 
 def rank_journal(folder: str, group: Group, *, keep: int, about: Mapping[str, Any]) -> FolderJournal:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,25 +12,28 @@ from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
 from raycap.cluster.exchange import Exchange
+from raycap.cluster.following import followed
 from raycap.cluster.learner_loop import scst_loop
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
-from raycap.cluster.tasks import on
-from raycap.cluster.train_job import rank_journal, run_train_job, training_group
+from raycap.cluster.tasks import gather, on, task
+from raycap.cluster.train_job import built_together, rank_journal, run_train_job, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.models.build import new_captioner
 from raycap.models.checkpoint import load_captioner
 from raycap.models.grid import side_of
+from raycap.models.precision import measure_precision, recorded_precision
+from raycap.models.prefix import PrefixCaptioner
+from raycap.models.recompute import recompute_blocks
 from raycap.recipe import ClusterRecipe, Recipe, SCSTRecipe
 from raycap.recipe.sections import WITH_REFERENCES
 from raycap.rewards.cider import write_document_frequency
 from raycap.rewards.context import ContextSpec
 from raycap.train.labelled import LabelledSet
 from raycap.train.mle import Control, train_mle
-from raycap.train.progress import Progress
 from raycap.train.prompts import PromptSchedule
 from raycap.train.validation import Validator
 
@@ -41,8 +41,9 @@ from raycap.train.validation import Validator
 def mle_stage(run: Run, seed: int) -> dict[str, Any]:
     """Cross-entropy on the labelled images until `select` no longer improves."""
     _check_windows(run, seed)
+    _check_ranks(run)
     config = _mle_config(run, seed, "mle")
-    with _shown(run.path("mle", seed), "mle"):
+    with followed(run.path("mle", seed), "mle"):
         return run_train_job(_mle_loop, config, _cluster(run, alone=True), run.path("mle", seed))
 
 
@@ -55,10 +56,8 @@ def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
         "start": str(run.path("mle", seed) / "best"),
         "control": asdict(_control(run, seed, folder)),  # plain: the controller need not import torch for it
     }
-    with _shown(folder, "mle_continued"):
-        results = run_train_job(_mle_loop, config, _cluster(run, alone=True), folder)
-    write_json(folder / CONTROL, asdict(Control(results["steps"])))
-    return results
+    with followed(folder, "mle_continued"):
+        return run_train_job(_mle_loop, config, _cluster(run, alone=True), folder)
 
 
 def _check_windows(run: Run, seed: int) -> None:
@@ -68,6 +67,29 @@ def _check_windows(run: Run, seed: int) -> None:
         if (window.crop or window.flip) and window.crop >= side_of(cells):
             raise RecipeError(f"the grid has {side_of(cells)} cells a side", key=f"{name}.crop", value=window.crop,
                               remedy="crop fewer cells than that")  # fmt: skip
+
+
+def _check_ranks(run: Run) -> None:
+    """Every rank needs an image of each batch."""
+    ranks, images = run.recipe.cluster.learner_workers, len(run.labelled_ids(run.dataset))
+    if ranks > min(images, run.recipe.mle.batch_size):
+        raise RecipeError(f"a batch of MLE has {min(images, run.recipe.mle.batch_size)} images, fewer than ranks",
+                          key="cluster.learner_workers", value=ranks,
+                          remedy="lower it, or raise mle.batch_size where there are more labelled images",
+                          )  # fmt: skip
+
+
+def _precision(run: Run, stage: str, seed: int) -> str:
+    """The type that the stage computes in: float32, or bfloat16 where that was asked for and is faster."""
+    if run.recipe.cluster.precision == "float32":
+        return "float32"
+    folder, role = run.path(stage, seed), "learner" if stage != "scst" else "rollout"
+    device = run.device_of(role, alone=stage != "scst")
+    measure = task(measure_precision, num_cpus=1, num_gpus=run.gpus(role, alone=stage != "scst"))
+    found = recorded_precision(folder / "precision.json", lambda: gather({"precision": measure(device)})["precision"])
+    if found["dtype"] == "float32":
+        print(f"{stage:<14}  cluster.precision = bfloat16 is not faster here: float32 is used", flush=True)
+    return str(found["dtype"])
 
 
 def _cluster(run: Run, *, alone: bool) -> ClusterRecipe:
@@ -81,18 +103,13 @@ CONTROL = "control.json"
 def _control(run: Run, seed: int, folder: Path) -> Control:
     """How long the control runs: the recipe's steps, or as many seconds as SCST took.
 
-    What it came to in steps is recorded at its end; a repeat uses the record. The first guess, which only shapes the
-    learning rate's beginning, is at MLE's measured pace.
+    The first guess at the steps, which only shapes the learning rate's beginning, is at MLE's measured pace.
     """
-    record = folder / CONTROL
-    if record.exists():
-        return Control(**json.loads(record.read_text()))
     if run.recipe.mle_continued.steps:
         return Control(run.recipe.mle_continued.steps)
     mle, scst = run.results("mle", seed), run.results("scst", seed)
-    control = Control(max(1, round(scst["seconds"] * mle["steps"] / mle["seconds"])), scst["seconds"])
-    write_json(record, asdict(control))
-    return control
+    guess = max(1, round(scst["seconds"] * mle["steps"] / mle["seconds"]))
+    return Control(guess, scst["seconds"], folder / CONTROL)
 
 
 def _mle_config(run: Run, seed: int, stage: str) -> dict[str, Any]:
@@ -101,6 +118,7 @@ def _mle_config(run: Run, seed: int, stage: str) -> dict[str, Any]:
         "mle": run.recipe.mle,
         "seed": seed,
         "device": run.device_of("learner", alone=True),
+        "precision": _precision(run, stage, seed),
         "prepared": str(run.path("prepare", seed)),
         "features": str(run.path("features", seed) / "captioner"),
         "folder": str(run.path(stage, seed)),
@@ -112,22 +130,31 @@ def _mle_config(run: Run, seed: int, stage: str) -> dict[str, Any]:
 
 def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
     """Runs in every rank of a Ray Train job."""
+    import torch
+
     from raycap.data.dataset import PreparedDataset
 
     recipe: Recipe = config["recipe"]
     dataset = PreparedDataset.open(config["prepared"])
     captions = {image_id: dataset.references(image_id) for image_id in config["labelled"]}
-    features = FeatureStore.open(Path(config["features"]))
-    features.warm(views=recipe.mle.views)
-    if "start" in config:
-        captioner = load_captioner(Path(config["start"]))
-    else:
-        captioner = new_captioner(recipe.captioner, features.shape, captions, seed=config["seed"])
     group = training_group()
+
+    def set_up() -> tuple[FeatureStore, PrefixCaptioner]:
+        features = FeatureStore.open(Path(config["features"]))
+        if "start" in config:
+            made = load_captioner(Path(config["start"]))
+        else:
+            made = new_captioner(recipe.captioner, features.shape, captions, seed=config["seed"])
+        if recipe.cluster.learner_recompute:
+            recompute_blocks(made)
+        return features, made.to(on(config["device"]))
+
+    features, captioner = built_together(group, set_up)
+    features.warm(views=recipe.mle.views)
     journal = rank_journal(config["folder"], group, keep=2, about=config["about"])
     max_length = recipe.captioner.max_length
     return train_mle(
-        captioner.to(on(config["device"])),
+        captioner,
         LabelledSet(captions, captioner.tokenizer, max_length),
         features,
         Validator(config["select_references"], features, max_length=max_length),
@@ -136,6 +163,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
         journal=journal,
         group=group,
         control=Control(**config["control"]) if "control" in config else None,
+        precision=getattr(torch, config["precision"]),
     )
 
 
@@ -147,6 +175,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     recipe, folder = run.recipe, run.path("scst", seed)
     spec = reward_context(run, folder)
     schedule = scst_schedule(run, seed)
+    precision = _precision(run, "scst", seed)
     # On the driver's node, which on a cluster is the head: an actor without CPUs would land anywhere, spot nodes too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(
@@ -160,6 +189,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         "recipe": recipe,
         "seed": seed,
         "device": run.device_of("learner"),
+        "precision": precision,
         "exchange": exchange,
         "start": str(run.path("mle", seed) / "best"),
         "features": str(run.path("features", seed) / "captioner"),
@@ -172,10 +202,12 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
     pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
     try:
-        with RolloutCrew(_rollout_starter(run, seed, pools), exchange, recipe.cluster.rollout_workers) as crew:
+        with RolloutCrew(
+            _rollout_starter(run, seed, pools, precision), exchange, recipe.cluster.rollout_workers
+        ) as crew:
             signatures = reward_signatures(pools.wait_until_ready(), recipe.scst)  # while the crew's processes start
             write_json(folder / "rewards.json", signatures)
-            with _shown(folder, "scst"):
+            with followed(folder, "scst"):
                 results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
             status = ray.get(exchange.status.remote())
             ray.get(exchange.close.remote())
@@ -219,7 +251,8 @@ def reward_context(run: Run, folder: Path) -> ContextSpec:
 def scst_schedule(run: Run, seed: int) -> PromptSchedule:
     """Prompts by step: labelled images where a reward needs references, all images of the captioner elsewhere."""
     recipe = run.recipe
-    needs_references = any(n in WITH_REFERENCES and not reward.source for n, reward in recipe.rewards.items())
+    trained_on = {n: r for n, r in recipe.rewards.items() if r.weight or r.schedule}  # the others only watch
+    needs_references = any(n in WITH_REFERENCES and not reward.source for n, reward in trained_on.items())
     ids = run.labelled_ids(run.dataset) if needs_references else run.dataset.captioner_ids()
     schedule = PromptSchedule(ids, batch_size=recipe.scst.batch_size, lease_size=recipe.scst.lease_size, seed=seed)
     leases = len(schedule.leases(0))
@@ -243,7 +276,7 @@ def _reward_actors(name: str, spec: ContextSpec, run: Run) -> list[Any]:
     return [kind.remote(name, spec, reward.options, reward.source, threads) for _ in range(reward.workers)]
 
 
-def _rollout_starter(run: Run, seed: int, pools: RewardPools) -> Callable[[str], Any]:
+def _rollout_starter(run: Run, seed: int, pools: RewardPools, precision: str) -> Callable[[str], Any]:
     import ray
 
     recipe = run.recipe
@@ -263,66 +296,7 @@ def _rollout_starter(run: Run, seed: int, pools: RewardPools) -> Callable[[str],
             seed=seed,
             threads=recipe.cluster.rollout_threads,
             device=run.device_of("rollout"),
+            precision=precision,
         )
 
     return start
-
-
-@contextmanager
-def _shown(folder: Path, label: str) -> Iterator[None]:
-    """Follow a stage's log.jsonl while it is written, and print progress from it."""
-    stop = threading.Event()
-    progress = Progress(label, "steps")
-
-    file = folder / "log.jsonl"
-
-    def follow() -> None:
-        place = 0
-        last: dict[str, Any] = {}
-        ended = False
-        while not ended:
-            ended = stop.wait(1.0)  # one more read after the end: the last lines belong to it
-            if not file.exists():
-                continue
-            if file.stat().st_size < place:  # a resume cut the log
-                place = 0
-            with open(file, "rb") as handle:
-                handle.seek(place)
-                lines = handle.read().split(b"\n")
-            place += sum(len(line) + 1 for line in lines[:-1])
-            newest: dict[str, Any] = {}
-            for line in lines[:-1]:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # a resume is cutting the log
-                last |= record
-                if "warning" in record:
-                    print(f"{label:<14}  warning: {record['warning']}", flush=True)
-                if "step" in record and "total_steps" in record:
-                    newest = record
-            # Once a look and not once a line: the steps of an earlier job, read at a stroke, are not this one's rate.
-            if newest:
-                progress.update(newest["step"], newest["total_steps"], describe(last))
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=5)
-
-
-def describe(record: Mapping[str, Any]) -> str:
-    """A log record's figures in words: losses, rewards, the last look at `select`."""
-    parts = []
-    if "train_loss" in record:
-        parts.append(f"loss {record['train_loss']:.3f}")
-    for key in record:
-        if key.startswith("reward/") and key.endswith("/sampled"):
-            name = key.split("/")[1]
-            parts.append(f"{name} {record[key]:.3f} (greedy {record[f'reward/{name}/greedy']:.3f})")
-    if "select_cider" in record:
-        parts.append(f"select CIDEr-D {record['select_cider']:.3f}")
-    return "  ".join(parts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from raycap.data.input_report import InputReport
 from raycap.data.schema import ImageRecord
@@ -25,6 +25,8 @@ _SPLITS = {"train": "train", "val": "dev", "dev": "dev", "test": "test"}
 
 def import_coco(root: Path, *, splits: set[str] | None = None, report: InputReport) -> list[ImageRecord]:
     """Records of the asked splits (None: of all whose annotations are there), in the files' order.
+
+    The files of other splits are read for images in two splits only; what else is wrong in them is noted.
 
     Raises:
         DataError: an asked split has no annotation file, two years are there, or a file is no COCO JSON.
@@ -42,10 +44,22 @@ def import_coco(root: Path, *, splits: set[str] | None = None, report: InputRepo
             remedy=f"put annotations/captions_{split}*.json there, or ask for other splits ({SPLIT_KEYS})",
         )
     records: dict[str, ImageRecord] = {}
+    places: dict[str, Listed] = {}
     for split, path in found.items():
-        if splits is None or split in splits:
-            _add_split(records, split, path, root, report)
-    return list(records.values())
+        asked = splits is None or split in splits
+        try:
+            document = read_json(path)
+            images, annotations = (_list(document, key, path) for key in ("images", "annotations"))
+        except DataError as error:
+            if asked:
+                raise
+            report.note("line_malformed", path.name, f"not looked into for images in two splits: {error.what}")
+            continue
+        entries = _place(places, images, split, path.name, report, splits)
+        if asked:
+            _add_split(records, entries, annotations, split, path, root, report)
+    # an image in two splits may have left an asked split after it was recorded
+    return [record for record in records.values() if places[record.image_id].split == record.split]
 
 
 def find_annotations(root: Path) -> dict[str, Path]:
@@ -64,26 +78,45 @@ def find_annotations(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in ("train", "dev", "test") if split in found}
 
 
-def _add_split(records: dict[str, ImageRecord], split: str, path: Path, root: Path, report: InputReport) -> None:
-    document = read_json(path)
-    images, annotations = (_list(document, key, path) for key in ("images", "annotations"))
+class _Entry(NamedTuple):
+    where: str
+    image_id: str
+    name: str
+
+
+def _place(
+    places: dict[str, Listed], images: list[Any], split: str, file: str, report: InputReport, splits: set[str] | None
+) -> list[_Entry]:
+    """The entries of `images` that are images, each id once, and where each stands; files come train first."""
+    asked = splits is None or split in splits
+    entries = []
+    for number, image in enumerate(images):
+        where = f"{file}: images[{number}]"
+        if not _is_entry(image, "id", "file_name"):
+            detail = f"expected an object with id and file_name, found {str(image)[:80]}"
+            report.add("line_malformed", where, detail, asked=asked)
+            continue
+        entry, here = _Entry(where, str(image["id"]), str(image["file_name"])), Listed(split, where)
+        before = places.setdefault(entry.image_id, here)
+        if before is not here and before.split == split:
+            detail = f"the image id {entry.image_id} is there before, at {before.where}"
+            report.add("duplicate_id", where, detail, asked=asked)
+            continue
+        if before is not here:
+            places[entry.image_id] = one_split(entry.image_id, before, here, report, splits)
+        entries.append(entry)
+    return entries
+
+
+def _add_split(
+    records: dict[str, ImageRecord], entries: list[_Entry], annotations: list[Any], split: str, path: Path, root: Path,
+    report: InputReport,
+) -> None:  # fmt: skip
     captions = _captions(annotations, path.name, report)
     folder = _image_folder(root, path)
     present = {file.name for file in folder.iterdir()}
-    for number, image in enumerate(images):
-        where = f"{path.name}: images[{number}]"
-        if not _is_entry(image, "id", "file_name"):
-            report.add("line_malformed", where, f"expected an object with id and file_name, found {str(image)[:80]}")
-            continue
-        image_id, name = str(image["id"]), str(image["file_name"])
+    for where, image_id, name in entries:
         texts = captions.pop(image_id, [])
-        before = records.get(image_id)
-        if before is not None and before.split == split:
-            report.add("duplicate_id", where, f"the image id {image_id} is there before")
-            continue
-        if before is not None:  # splits are read train first, so the later one is the more held-out one and stands
-            one_split(image_id, Listed(before.split, "another file"), Listed(split, where), report)
-            del records[image_id]
         if name not in present:
             report.add("image_missing", where, f"{name} is not in {folder}")
             continue
@@ -104,7 +137,7 @@ def _captions(annotations: list[Any], file: str, report: InputReport) -> dict[st
         if not _is_entry(annotation, "image_id", "caption"):
             report.add("line_malformed", where, f"expected image_id and caption, found {str(annotation)[:80]}")
             continue
-        key = str(annotation.get("id", where))
+        key = where if annotation.get("id") is None else str(annotation["id"])
         if key in seen:
             report.add("duplicate_id", where, f"the annotation id {key} is there before")
             continue

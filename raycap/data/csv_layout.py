@@ -1,29 +1,36 @@
 """Importer of the CSV layout in which Flickr8k travels on Kaggle: `image,caption` rows beside a folder of photographs.
 
-    captions.txt or captions.csv     header `image,caption`; captions with commas are quoted
+    captions.txt or captions.csv     header `image,caption`, optional split; captions with commas are quoted
     Images/ (or images/, Flicker8k_Dataset/)
-    Flickr_8k.{train,dev,test}Images.txt    optional; without them each image is put into a split by its hash
+    Flickr_8k.{train,dev,test}Images.txt    optional
 
-Ids are file names. Only the photographs of the asked splits need to be there; captions of other images are counted.
+Splits are those of the lists where there are any, else those of the column `split`; an image that has none there is put
+into one by its hash. Ids are file names. Only the photographs of the asked splits need to be there; captions of other
+images are counted. Equal captions of one image stay and are counted: rows have no numbers here, and two people may have
+written the same (ten times in Flickr8k).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from raycap.data.flickr8k import SPLIT_LIST, find_image_folder, join_captions, note_other_captions
-from raycap.data.images import SUFFIXES
+from raycap.data.images import SUFFIXES, is_picture_name
 from raycap.data.input_report import InputReport
+from raycap.data.row_splits import RowSplits
 from raycap.data.schema import ImageRecord
-from raycap.data.split_lists import Listed, check_splits, find_split_lists, read_split_lists
+from raycap.data.split_lists import Listed, check_splits, find_split_lists, read_split_lists, split_name
 from raycap.data.subsets import check_shares, split_by_hash
-from raycap.data.tables import csv_columns, read_csv
+from raycap.data.tables import csv_columns, note_unread_columns, read_csv
 from raycap.data.text import clean_caption
 from raycap.errors import DataError
 
 TABLES = ("captions.txt", "captions.csv")
+
+_Captions = dict[str, list[tuple[str, str]]]
+"""{image name: its (text, where)}"""
 
 
 def import_csv(
@@ -37,28 +44,28 @@ def import_csv(
     """Records of the asked splits (None: of all), in the order of the lists or of the table.
 
     Args:
-        seed, shares: of the split by hash (see `subsets.split_by_hash`), used when no split list is there.
+        seed, shares: of the split by hash (see `subsets.split_by_hash`), where neither a list nor a row names one.
 
     Raises:
-        DataError: no table, no folder of photographs, no columns `image` and `caption`, or an asked list is missing
-            where others are there.
+        DataError: no table, two of them, no folder of photographs, no columns `image` and `caption`, lists beside a
+            column of splits, or an asked list is missing where others are there.
     """
     check_splits(splits)
     check_shares(shares)
     table = find_table(root)
     folder = find_image_folder(root)
-    captions, first_lines = _read_table(table, report)
+    note_unread_columns(table, csv_columns(table), ("image", "caption", "split"), report)
     if find_split_lists(root, SPLIT_LIST, None):
-        listed = read_split_lists(find_split_lists(root, SPLIT_LIST, splits), report)
+        listed, captions = _by_lists(root, table, splits, report)
     else:
-        placed = {name: Listed(split_by_hash(name, seed, shares), where) for name, where in first_lines.items()}
-        listed = {name: place for name, place in placed.items() if splits is None or place.split in splits}
+        listed, captions = _by_rows(table, splits, lambda name: split_by_hash(name, seed, shares), report)
     cleaned, others = {}, Counter[str]()
     for name, rows in captions.items():
         if name not in listed:
             others[name] = len(rows)
         elif kept := [caption for text, where in rows if (caption := clean_caption(text, where, report))]:
             cleaned[name] = tuple(kept)
+            _note_equal_captions(name, rows, report)
     note_other_captions(others, report, table.name)
     for unnamed in sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
         if unnamed not in captions and unnamed not in listed:
@@ -67,20 +74,20 @@ def import_csv(
 
 
 def find_table(root: Path) -> Path:
-    """The table of captions; raises DataError with what was looked for."""
-    found = has_table(root)
-    if found is None:
+    """The table of captions; raises DataError with what was looked for, or where there are two."""
+    found = _tables(root)
+    if not found:
         what = f"no table with the columns image and caption is there (looked for {' and '.join(TABLES)})"
         raise DataError(what, key="data.root", value=str(root), remedy="put it there, with the header image,caption")
-    return found
+    if len(found) > 1:
+        what = f"two tables could hold the captions: {' and '.join(path.name for path in found)}"
+        raise DataError(what, key="data.root", value=str(root), remedy="keep one")
+    return found[0]
 
 
-def has_table(root: Path) -> Path | None:
-    """The table of captions, if there is one with the right header."""
-    for name in TABLES:
-        if (root / name).is_file() and {"image", "caption"} <= set(csv_columns(root / name)):
-            return root / name
-    return None
+def has_table(root: Path) -> bool:
+    """Whether there is a table of captions with the right header, in which this importer finds its way."""
+    return bool(_tables(root))
 
 
 def is_csv_layout(root: Path) -> bool:
@@ -88,22 +95,61 @@ def is_csv_layout(root: Path) -> bool:
 
     A table with a split column or with paths in it is a user's own folder.
     """
-    table = has_table(root)
-    if table is None or set(csv_columns(table)) != {"image", "caption"}:
+    tables = _tables(root)
+    if not tables or set(csv_columns(tables[0])) != {"image", "caption"}:
         return False
-    first = next(read_csv(table, InputReport("all")), None)
-    return first is not None and "/" not in first[1]["image"]
+    first = next(read_csv(tables[0], InputReport("all")), None)
+    return first is not None and _is_plain(first[1]["image"])
 
 
-def _read_table(path: Path, report: InputReport) -> tuple[dict[str, list[tuple[str, str]]], dict[str, str]]:
-    """{image name: its (text, where)} and {image name: where it is named first}."""
-    captions: dict[str, list[tuple[str, str]]] = {}
+def _tables(root: Path) -> list[Path]:
+    found = [root / name for name in TABLES if (root / name).is_file()]
+    return [path for path in found if {"image", "caption"} <= set(csv_columns(path))]
+
+
+def _is_plain(name: str) -> bool:
+    return "/" not in name and "\\" not in name
+
+
+def _by_lists(
+    root: Path, table: Path, splits: set[str] | None, report: InputReport
+) -> tuple[dict[str, Listed], _Captions]:
+    if "split" in csv_columns(table):
+        what = f"{table.name} has a column split, and split lists are there as well"
+        raise DataError(what, key="data.root", value=str(root), remedy="keep one of them")
+    listed = read_split_lists(find_split_lists(root, SPLIT_LIST, splits), report, splits)
+    return listed, _read_table(table, report, lambda name: name in listed or not is_picture_name(name))
+
+
+def _by_rows(
+    table: Path, splits: set[str] | None, by_hash: Callable[[str], str], report: InputReport
+) -> tuple[dict[str, Listed], _Captions]:
+    rows = read_csv(table, InputReport("all"))
+    row_splits = RowSplits([(row["image"], split_name(row.get("split", ""))) for _, row in rows], splits, by_hash)
+    captions = _read_table(table, report, row_splits.damaged_is_asked, row_splits)
+    first_lines = {name: rows[0][1] for name, rows in captions.items()}
+    listed = {name: Listed(row_splits.of(name), where) for name, where in first_lines.items() if row_splits.asked(name)}
+    return listed, captions
+
+
+def _read_table(
+    path: Path, report: InputReport, damaged_is_asked: Callable[[str], bool], row_splits: RowSplits | None = None
+) -> _Captions:
+    """The rows of every split; `damaged_is_asked(image name)` tells whether a damaged one is of an asked split."""
+    captions: _Captions = {}
+    for where, row in read_csv(path, report, asked=lambda fields: damaged_is_asked(fields.get("image", ""))):
+        name, split = row["image"], split_name(row.get("split", ""))
+        if not name or not _is_plain(name):
+            asked = damaged_is_asked(name)
+            report.add("line_malformed", where, f"{name!r} is not the name of a photograph", asked=asked)
+        elif row_splits is None or row_splits.check(name, split, where, report):
+            captions.setdefault(name, []).append((row["caption"], where))
+    return captions
+
+
+def _note_equal_captions(name: str, rows: list[tuple[str, str]], report: InputReport) -> None:
     first: dict[str, str] = {}
-    for where, row in read_csv(path, report):
-        name = row["image"]
-        if not name or "/" in name or "\\" in name:
-            report.add("line_malformed", where, f"{name!r} is not the name of a photograph")
-            continue
-        first.setdefault(name, where)
-        captions.setdefault(name, []).append((row["caption"], where))
-    return captions, first
+    for text, where in rows:
+        before = first.setdefault(text, where)
+        if before != where:
+            report.note("duplicate_id", where, f"{name} has this caption before, at {before}: both stay")

@@ -10,6 +10,7 @@ from raycap.data.images import SUFFIXES
 from raycap.data.input_report import InputReport
 from raycap.data.scenes import dataset as scenes
 from raycap.data.schema import ImageRecord
+from raycap.data.subsets import shares_of
 from raycap.errors import DataError
 
 FORMATS = ("scenes", "flickr8k", "karpathy", "coco", "csv", "folder")
@@ -37,7 +38,8 @@ def import_dataset(
     Args:
         format: one of FORMATS, or `auto`.
         splits: the splits to import; None: all that are there.
-        seed, shares: of the split by hash, for formats that may lack splits (csv, folder).
+        seed, shares: of the split by hash, for formats that may lack splits (csv, folder); by what is imported when
+            shares are not given (see `subsets.shares_of`).
 
     Raises:
         DataError: the folder is not there, is of no known format, or lacks what its format needs.
@@ -47,7 +49,7 @@ def import_dataset(
         format = detect_format(root)
     if format in ("csv", "folder"):
         read = csv_layout.import_csv if format == "csv" else folder.import_folder
-        return read(root, splits=splits, report=report, seed=seed, shares=shares)
+        return read(root, splits=splits, report=report, seed=seed, shares=shares or shares_of(splits))
     importers: dict[str, Callable[..., list[ImageRecord]]] = {
         "scenes": scenes.import_scenes,
         "flickr8k": flickr8k.import_flickr8k,
@@ -60,10 +62,19 @@ def import_dataset(
     return importers[format](root, splits=splits, report=report)
 
 
-def detect_format(root: Path) -> str:
-    """One of FORMATS; raises DataError that says what was looked for and what was found."""
+def detect_format(root: Path, like: str = "auto") -> str:
+    """One of FORMATS; raises DataError that says what was looked for and what was found.
+
+    Args:
+        like: the format that a captioner's own data was read as. It is taken where it is there: some folders can be
+            read in two ways (Karpathy's file beside COCO's, a table of plain names), and their splits may differ.
+    """
     _check_folder(root)
+    if _can_read(like, root):
+        return like
     for name, is_there in _THERE.items():
+        if like == "folder" and name == "csv":  # any such table is a folder's as well
+            continue
         if is_there(root):
             return name
     found = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
@@ -81,6 +92,13 @@ def _check_folder(root: Path) -> None:
     if not root.is_dir():
         what = "is a file and not a folder" if root.exists() else "no such folder"
         raise DataError(what, key="data.root", value=str(root), remedy="give the absolute path of the data set")
+
+
+def _can_read(format: str, root: Path) -> bool:
+    """Whether the importer finds what it needs; `folder` needs too little to say so."""
+    if format == "csv":
+        return csv_layout.has_table(root) and _has_image_folder(root)
+    return format in _THERE and format != "folder" and _THERE[format](root)
 
 
 def _has_image_folder(root: Path) -> bool:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycap.errors import DataError
+from raycap.whole_file import whole_file, write_whole
 
 META = "features.json"
 
@@ -38,11 +39,12 @@ def write_shard(
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
     table = pa.table({"image_id": pa.array(list(image_ids), pa.string()), "features": values})
     table = table.replace_schema_metadata({"shape": json.dumps(features.shape[1:])})
-    target = shard_file(folder, number, view)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        whole_file(shard_file(folder, number, view)) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
-    temporary.replace(target)
 
 
 def shard_shape(folder: Path, number: int) -> tuple[int, ...]:
@@ -55,9 +57,7 @@ def write_meta(folder: Path, *, shape: Sequence[int], shards: int, source: str, 
     """Seal a finished extraction: the shape of one image's features, the numbers of shards and of further views, and
     the encoder's name."""
     content = {"shape": list(shape), "shards": shards, "source": source, "views": views}
-    temporary = folder / f"{META}.tmp"
-    temporary.write_text(json.dumps(content))
-    temporary.replace(folder / META)
+    write_whole(folder / META, json.dumps(content))
 
 
 class FeatureStore:

@@ -6,7 +6,7 @@
 
 Only the list and the photographs of the asked splits need to be there. Captions of all other images are counted
 (caption_without_image), never an error; so is the key `2258277193_586949ec62.jpg.1` of the published file, which
-names a picture that never existed.
+names a picture that never existed. Damaged lines of theirs are counted as what is wrong with them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from raycap.data.images import is_picture_name
 from raycap.data.input_report import InputReport
 from raycap.data.schema import ImageRecord
 from raycap.data.split_lists import Listed, find_split_lists, read_split_lists
@@ -25,11 +26,15 @@ from raycap.errors import DataError
 TOKEN_FILE = "Flickr8k.token.txt"
 IMAGE_FOLDERS = ("images", "Flicker8k_Dataset", "Images", "Flickr8k_Dataset")
 SPLIT_LIST = "Flickr_8k.{split}Images.txt"
-_KEY = re.compile(r"(?P<name>[^#]+)#(?P<number>[0-9]+)")
+_KEY = re.compile(r"(?P<name>[^#]+)#(?P<number>[0-9]{1,9})")
+_NAME = re.compile(r"[^#\t]+(?=[#\t])|\S+")
+"""The image of a line that is not as it should be: what stands before the number or the tab, or the first word."""
 
 
 def import_flickr8k(root: Path, *, splits: set[str] | None = None, report: InputReport) -> list[ImageRecord]:
     """Records of the asked splits (None: of all whose list is there), in the lists' order; ids are file names.
+
+    Every list that is there is read, so that an image in two of them is found whichever is asked for.
 
     Raises:
         DataError: the token file, the folder of photographs or an asked list is not there.
@@ -39,7 +44,7 @@ def import_flickr8k(root: Path, *, splits: set[str] | None = None, report: Input
         name = SPLIT_LIST.format(split="{train,dev,test}")
         raise DataError(f"no split list {name} is there", key="data.root", value=str(root), remedy="put them there")
     folder = find_image_folder(root)
-    listed = read_split_lists(lists, report)
+    listed = read_split_lists(lists, report, splits)
     captions = _read_captions(root / TOKEN_FILE, set(listed), report)
     return join_captions(listed, captions, folder, report)
 
@@ -78,14 +83,22 @@ def note_other_captions(others: Mapping[str, int], report: InputReport, file: st
 def _read_captions(path: Path, wanted: set[str], report: InputReport) -> dict[str, tuple[str, ...]]:
     numbered: dict[str, dict[int, str]] = {}
     others: Counter[str] = Counter()
-    for line_number, line in read_lines(path, report):
+
+    def asked(line: str) -> bool:
+        """Whether a damaged line is of a wanted image, or does not say of which."""
+        found = _NAME.match(line)
+        name = found[0].strip() if found else ""
+        return name in wanted or not is_picture_name(name)
+
+    for line_number, line in read_lines(path, report, asked=asked):
         if not line.strip():
             continue
         where = f"{path.name}:{line_number}"
         key, tab, text = line.partition("\t")
         match = _KEY.fullmatch(key.strip())
         if not tab or match is None:
-            report.add("line_malformed", where, f"expected name#number<tab>caption, found {line[:60]!r}")
+            detail = f"expected name#number<tab>caption, found {line[:60]!r}"
+            report.add("line_malformed", where, detail, asked=asked(line))
             continue
         name, number = match["name"], int(match["number"])
         if name not in wanted:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -39,6 +39,13 @@ SUFFIXES_BY_FORMAT = {
     "PPM": (".ppm", ".pgm"),
 }
 SUFFIXES = frozenset(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether it looks like a picture's name: in a damaged line nothing else says that the name can be read."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

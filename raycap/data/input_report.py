@@ -2,20 +2,21 @@
 
 An importer or a check calls `add` for each fault and goes on; `raise_if_refused` at the end of a pass raises one error
 that shows all kinds together, so that a user repairs everything in one round. What a format holds by nature (captions
-of other splits in Flickr8k) goes through `note`: counted and listed, never refused. Nothing is dropped without either.
+of other splits in Flickr8k) goes through `note`: counted and listed, never refused. So do faults of splits that were
+not asked for. Nothing is dropped without either.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from raycap.errors import DataError
+from raycap.whole_file import write_whole
 
 KINDS: dict[str, str] = {
     "image_missing": "a photograph that is named or listed is not there",
@@ -31,6 +32,7 @@ KINDS: dict[str, str] = {
     "image_in_two_splits": "one image in two of train, dev and test",
     "duplicate_id": "the same image or caption id twice",
     "unknown_split": "a split other than train, dev or test",
+    "unknown_column": "a column or key of a table of captions that is not read",
     "same_picture": "two image ids hold the same file, byte by byte",
 }
 SHOWN_PER_KIND = 3
@@ -63,10 +65,16 @@ class InputReport:
         self.faults: list[Occurrence] = []
         self.notes: list[Occurrence] = []
         self.written: Path | None = None
+        self.when_refused: Callable[[InputReport], None] | None = None
+        """Called before the error is raised: what it writes, the message names."""
 
-    def add(self, kind: str, where: str, detail: str, count: int = 1) -> None:
-        """Records a fault; the caller leaves the item out and goes on."""
-        self.faults.append(Occurrence(_known(kind), where, detail, count))
+    def add(self, kind: str, where: str, detail: str, count: int = 1, *, asked: bool = True) -> None:
+        """Records a fault; the caller leaves the item out and goes on.
+
+        Args:
+            asked: False where it is a fault of a split that was not asked for, which is only noted.
+        """
+        (self.faults if asked else self.notes).append(Occurrence(_known(kind), where, detail, count))
 
     def note(self, kind: str, where: str, detail: str, count: int = 1) -> None:
         """Records what this format holds by nature: counted and listed, never refused."""
@@ -91,6 +99,8 @@ class InputReport:
         refused = self.refused
         if not refused:
             return
+        if self.when_refused is not None:
+            self.when_refused(self)
         parts = []
         for kind, total in _totals(refused).items():
             shown = [str(fault) for fault in refused if fault.kind == kind]
@@ -123,9 +133,7 @@ class InputReport:
 
     def write(self, path: Path) -> None:
         """Writes `to_json` to a file, whole or not at all."""
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        write_whole(path, json.dumps(self.to_json(), indent=1, ensure_ascii=True) + "\n")
         self.written = path
 
 

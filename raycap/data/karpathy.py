@@ -41,14 +41,16 @@ def import_karpathy(root: Path, *, splits: set[str] | None = None, report: Input
         where = f"{path.name}: images[{number}]"
         fault = _fault(image)
         if fault:
-            report.add(*fault[:1], where, fault[1])
+            report.add(*fault[:1], where, fault[1], asked=_is_asked(image, splits))
             continue
-        image_id, here = str(image.get("cocoid", image["filename"])), Listed(_SPLITS[image["split"]], where)
+        image_id = image["filename"] if image.get("cocoid") is None else str(image["cocoid"])
+        here = Listed(_SPLITS[image["split"]], where)
         if image_id in places:
             if places[image_id].split == here.split:
-                report.add("duplicate_id", where, f"{image_id} is there before, at {places[image_id].where}")
+                detail = f"{image_id} is there before, at {places[image_id].where}"
+                report.add("duplicate_id", where, detail, asked=_is_asked(image, splits))
                 continue
-            here = one_split(image_id, places[image_id], here, report)
+            here = one_split(image_id, places[image_id], here, report, splits)
         places[image_id] = here
         if here.where == where and (splits is None or here.split in splits):
             record = _record(root, image_id, image, here, report)
@@ -66,10 +68,16 @@ def find_split_file(root: Path) -> Path | None:
     return found[0] if found else None
 
 
+def _is_asked(image: Any, splits: set[str] | None) -> bool:
+    """Whether an entry is of an asked split; one that does not say its split counts as asked."""
+    split = image.get("split") if isinstance(image, dict) else None
+    return splits is None or not isinstance(split, str) or _SPLITS.get(split) in (None, *splits)
+
+
 def _fault(image: Any) -> tuple[str, str] | None:
     if not isinstance(image, dict) or not isinstance(image.get("filename"), str):
         return "line_malformed", f"expected an object with filename, found {str(image)[:80]}"
-    if image.get("split") not in _SPLITS:
+    if not isinstance(image.get("split"), str) or image["split"] not in _SPLITS:
         return "unknown_split", f"{image.get('split')!r} is not one of {', '.join(_SPLITS)}"
     place = PurePosixPath(str(image.get("filepath", "")), image["filename"])
     if place.is_absolute() or ".." in place.parts:

@@ -37,8 +37,9 @@ def prepare(
     max_pixels: int = MAX_PIXELS,
     threads: int = 2,
     progress: Progress | None = None,
+    report_file: str | None = REPORT,
 ) -> PreparedDataset:
-    """Checks the records, cuts train into parts and writes the Parquet tables and `report.json` into `out_folder`.
+    """Checks the records, cuts train into parts and writes the Parquet tables and the report into `out_folder`.
 
     Args:
         report: the importer's report, so that its faults and those found here are refused together.
@@ -47,6 +48,7 @@ def prepare(
         seed: of the cuts.
         num_labeled: in a few-label run, `select` holds no more captioned images than this.
         max_pixels: larger pictures are image_too_large.
+        report_file: what the report is called there; None writes none, for a folder that does not last.
 
     Raises:
         DataError: faults that `report.skip` does not allow, all in one message; or nothing is left.
@@ -65,7 +67,8 @@ def prepare(
             learned=checked.learned,
         )
     _note_same_pictures(good, report)
-    report.write(out_folder / REPORT)  # before refusing: the message shows the first faults, this file all of them
+    if report_file is not None:
+        report.write(out_folder / report_file)  # before refusing: the message shows the first faults, this file all
     report.raise_if_refused()
     if not good:
         raise DataError("no image is left to use", key="data.root", remedy=f"look at the input: {report.summary()}")

@@ -11,7 +11,6 @@ Rows are sorted by image_id (code points), captions in the order they were given
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycap.errors import DataError
+from raycap.whole_file import whole_file, write_whole
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "dev", "test")
@@ -101,12 +101,9 @@ def write_tables(folder: Path, tables: Tables) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in ("images", "captions", "splits"):
-        unfinished = folder / f".{name}.parquet.{os.getpid()}"
-        pq.write_table(getattr(tables, name), unfinished, compression="zstd")
-        os.replace(unfinished, folder / f"{name}.parquet")
-    unfinished = folder / f".{MANIFEST}.{os.getpid()}"
-    unfinished.write_text(json.dumps(tables.manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / MANIFEST)
+        with whole_file(folder / f"{name}.parquet") as unfinished:
+            pq.write_table(getattr(tables, name), unfinished, compression="zstd")
+    write_whole(folder / MANIFEST, json.dumps(tables.manifest, indent=1, sort_keys=True) + "\n")
 
 
 def read_tables(folder: Path) -> Tables:

@@ -7,7 +7,7 @@ no other image across a hash threshold. Purposes keep the cuts independent of ea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from hashlib import blake2b
 
 from raycap.errors import DataError
@@ -90,16 +90,29 @@ def labelled_subset(
 def split_by_hash(image_id: str, seed: int, shares: Mapping[str, float] | None = None) -> str:
     """The split of one image where a data set has no split of its own; adding images never moves it.
 
+    Only the file's own name counts, whatever folder it lies in: importers that name one picture `images/a.jpg` and
+    `a.jpg` agree about its split.
+
     Args:
         shares: of train, dev and test, sum 1 (0.8, 0.1, 0.1 unless given); met on average, not exactly.
     """
     shares = check_shares(shares)
-    position = hash_key(seed, "split", image_id) / 2**64
+    position = hash_key(seed, "split", image_id.rpartition("/")[2]) / 2**64
     for split in ("test", "dev"):
         position -= shares.get(split, 0.0)
         if position < 0:
             return split
     return "train" if shares.get("train", 0.0) > 0 else max(shares, key=lambda split: shares[split])
+
+
+def shares_of(splits: Collection[str] | None) -> Mapping[str, float]:
+    """The shares for a run that imports these splits (None: all): without dev, its share stays in train.
+
+    What is kept from training must be what the run reports on or may be asked for later: test keeps its share always.
+    """
+    if splits is None or "dev" in splits:
+        return DEFAULT_SHARES
+    return {"train": DEFAULT_SHARES["train"] + DEFAULT_SHARES["dev"], "dev": 0.0, "test": DEFAULT_SHARES["test"]}
 
 
 def check_shares(shares: Mapping[str, float] | None) -> Mapping[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,36 @@ from raycap.data.text import read_bytes, read_lines
 from raycap.errors import DataError
 
 
-def read_csv(path: Path, report: InputReport) -> Iterator[tuple[str, dict[str, str]]]:
+def read_csv(
+    path: Path, report: InputReport, *, asked: Callable[[dict[str, str]], bool] = lambda row: True
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields ("file:line", {column: value}) for each row; column names are stripped and lower case.
 
     The separator is a tab in `.tsv`, else a comma, unless the header has only semicolons or tabs. Fields may be quoted
     and then hold separators and line breaks. A row with another number of fields than the header, or with a quote that
     is never closed, is `line_malformed`.
+
+    Args:
+        asked: whether a damaged row is of an asked split, as far as its fields, in their order, still tell; if not, it
+            is only noted. Lines that a stray quote joins are nobody's in particular and always a fault.
+
+    Raises:
+        DataError: the header names a column twice, or cannot be read.
     """
-    numbered = list(read_lines(path, report))
+    columns: list[str] = []
+    separator = ","
+
+    def whose(line: str) -> bool:
+        fields = (field.strip().strip('"') for field in line.split(separator))
+        return not columns or asked(dict(zip(columns, fields, strict=False)))
+
+    numbered: list[tuple[int, str]] = []
+    for number, line in read_lines(path, report, asked=whose):
+        if not numbered:
+            columns, separator = _header(line, path)
+        numbered.append((number, line))
     if not numbered:
         return
-    columns, separator = _header(numbered[0][1], path)
     rows = csv.reader(
         (line + "\n" for _, line in numbered[1:]), delimiter=separator, strict=True, skipinitialspace=True
     )
@@ -36,13 +55,16 @@ def read_csv(path: Path, report: InputReport) -> Iterator[tuple[str, dict[str, s
             return
         except csv.Error as error:
             last = f" to {numbered[rows.line_num][0]}" if rows.line_num > first else ""
-            report.add("line_malformed", where, f"{error} (lines {numbered[first][0]}{last} are lost to a stray quote)")
+            detail = f"{error} (lines {numbered[first][0]}{last} are lost to a stray quote)"
+            report.add("line_malformed", where, detail, asked=bool(last) or whose(numbered[first][1]))
             continue
         if not any(field.strip() for field in fields):
             continue
         if len(fields) != len(columns):
             counts = f"{len(fields)} fields, the header has {len(columns)}"
-            report.add("line_malformed", where, f"{counts}; a caption with {separator!r} needs quotes around it")
+            detail = f"{counts}; a caption with {separator!r} needs quotes around it"
+            named = dict(zip(columns, (field.strip() for field in fields), strict=False))
+            report.add("line_malformed", where, detail, asked=asked(named))
             continue
         yield where, dict(zip(columns, (field.strip() for field in fields), strict=True))
 
@@ -51,7 +73,7 @@ def csv_columns(path: Path) -> list[str]:
     """The column names of a CSV file; [] when it is empty.
 
     Raises:
-        DataError: the header is not UTF-8, or the whole file is not.
+        DataError: the header is not UTF-8, or the whole file is not; or it names a column twice, or cannot be read.
     """
     report = InputReport()
     first = next(read_lines(path, report), None)
@@ -64,13 +86,44 @@ def _header(line: str, path: Path) -> tuple[list[str], str]:
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     if separator not in line:
         separator = next((other for other in (",", "\t", ";") if other in line), separator)
-    columns = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
-    return [column.strip().lower() for column in columns], separator
+    try:
+        columns = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    except csv.Error as error:
+        what = f"the header of {path.name} cannot be read: {error}"
+        raise DataError(what, key="data.root", value=str(path), remedy="give it the header image,caption") from error
+    names = [column.strip().lower() for column in columns]
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        what = f"{path.name} has two columns {twice!r} (its header: {', '.join(names)})"
+        raise DataError(what, key="data.root", value=str(path), remedy="keep one; a further caption is a further row")
+    return names, separator
 
 
-def read_json_lines(path: Path, report: InputReport) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("file:line", object) for each line; a line that is no JSON object is `line_malformed`."""
-    for number, line in read_lines(path, report):
+def note_unread_columns(path: Path, columns: Iterable[str], read: Collection[str | None], report: InputReport) -> None:
+    """Notes the columns (or keys) of a table that nothing is made of: a misspelt one is among them."""
+    unread = [column for column in columns if column and column not in read]
+    if unread:
+        detail = f"not read: {', '.join(unread)}"
+        report.note("unknown_column", path.name, detail, count=len(unread))
+
+
+def read_json_lines(
+    path: Path, report: InputReport, *, asked: Callable[[dict[str, Any]], bool] = lambda entry: True
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("file:line", object) for each line; a line that is no JSON object is `line_malformed`.
+
+    Args:
+        asked: whether the object of a line that is not UTF-8 is of an asked split; if not, it is only noted.
+    """
+
+    def whose(line: str) -> bool:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            return True
+        return not isinstance(entry, dict) or asked(entry)
+
+    for number, line in read_lines(path, report, asked=whose):
         if not line.strip():
             continue
         where = f"{path.name}:{number}"

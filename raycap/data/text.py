@@ -6,7 +6,7 @@ Captions keep their case and punctuation here; tokenisation belongs to metrics a
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raycap.data.input_report import InputReport
@@ -15,7 +15,9 @@ from raycap.errors import DataError
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_lines(path: Path, report: InputReport, *, name: str | None = None) -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: Path, report: InputReport, *, name: str | None = None, asked: Callable[[str], bool] = lambda line: True
+) -> Iterator[tuple[int, str]]:
     """Yields (line number from 1, text without line end) of a UTF-8 file, with or without BOM.
 
     A line that is not UTF-8 is reported as `wrong_encoding` and left out; so is a whole file that is UTF-16. Only line
@@ -23,6 +25,8 @@ def read_lines(path: Path, report: InputReport, *, name: str | None = None) -> I
 
     Args:
         name: how the file is called in the report; its file name unless given.
+        asked: whether a line is of an asked split, where that can still be told of one that is not UTF-8 (it comes with
+            replacement characters); if not, it is only noted.
 
     Raises:
         DataError: the file cannot be read.
@@ -38,7 +42,8 @@ def read_lines(path: Path, report: InputReport, *, name: str | None = None) -> I
         try:
             line = raw.rstrip(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
-            report.add("wrong_encoding", f"{name}:{number}", not_utf8(raw, error))
+            whose = asked(raw.decode("utf-8", "replace"))
+            report.add("wrong_encoding", f"{name}:{number}", not_utf8(raw, error), asked=whose)
             continue
         yield number, line
 

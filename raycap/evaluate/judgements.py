@@ -14,7 +14,6 @@ Source: Hodosh et al. 2013 (the judgements); Hessel et al. 2021, "CLIPScore", ap
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +24,13 @@ import numpy as np
 
 from raycap.errors import DataError
 from raycap.metrics.correlation import count_pairs
+from raycap.metrics.files import captions_of, image_id_of, parse_json, text_of
 from raycap.metrics.score import score_captions
 
 CROWDFLOWER, EXPERT = "flickr8k-crowdflower", "flickr8k-expert"
 _FILES = {CROWDFLOWER: "CrowdFlowerAnnotations.txt", EXPERT: "ExpertAnnotations.txt"}
 _TOKENS = "Flickr8k.token.txt"
+_FORM = 'expected {"image_id", "caption", "references": ["...", ...], "score": number} a line'
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,25 @@ def _read_jsonl(path: Path) -> list[_Row]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"is no JSON: {error}", key=f"{path}:{number}", value=line[:80]) from error
-        good = isinstance(entry, dict) and isinstance(entry.get("caption"), str) and _is_number(entry.get("score"))
-        texts = entry.get("references") if good else None
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise DataError("expected an object with caption, references (a list) and score (a number)",
-                            key=f"{path}:{number}", value=line[:80])  # fmt: skip
-        rows.append((entry["caption"], tuple(texts), (float(entry["score"]),)))
+        rows.append(_judged(line, f"{path}:{number}"))
     return rows
+
+
+def _judged(line: str, where: str) -> _Row:
+    """A line of a file of one's own, read as strictly as the files of `raycap score`."""
+    try:
+        entry = parse_json(line, where)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"is no JSON: {error}", key=where, value=line[:80]) from error
+    image = image_id_of(entry, where)
+    caption = text_of(entry, "caption", where, _FORM)
+    references = captions_of(entry.get("references"), image, where, _FORM)
+    if not any(text.strip() for text in references):
+        raise DataError("no reference with text", key=where, value=line[:80], remedy=_FORM)
+    score = _finite(entry.get("score"))
+    if score is None:
+        raise DataError("`score` is no finite number", key=where, value=line[:80], remedy=_FORM)
+    return caption, tuple(references), (score,)
 
 
 def _columns(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
@@ -187,8 +196,13 @@ def _number(text: str, where: str) -> float:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _finite(value: Any) -> float | None:
+    """A JSON number as a float; None for anything else, and for what no float can hold."""
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _lines(path: Path) -> list[str]:

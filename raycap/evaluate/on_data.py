@@ -22,6 +22,7 @@ from raycap.data.images import MAX_PIXELS
 from raycap.data.input_report import InputReport
 from raycap.data.prepare import prepare
 from raycap.data.schema import SPLITS
+from raycap.data.subsets import DEFAULT_SHARES
 from raycap.errors import DataError
 from raycap.evaluate.judge import Judge, judge_references
 from raycap.evaluate.pictures import picture_batches
@@ -81,23 +82,30 @@ def read_split(
     split: str = "test",
     skip: Sequence[str] | str = (),
     seed: int = 0,
+    shares: Mapping[str, float] = DEFAULT_SHARES,
+    like: str = "auto",
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
+    when_refused: Callable[[InputReport], None] | None = None,
 ) -> Split:
     """Import and check one split.
 
     Args:
         split: one of train, dev, test, or `all`.
         skip: kinds of bad input that are left out and counted instead of refused (see `InputReport`).
-        seed: of the split by hash, where a format that may lack splits lacks them.
+        seed, shares: of the split by hash, where a format that may lack splits lacks them. Those that the system was
+            trained with, so that none of its training pictures comes into another split of its own data set.
+        like: the format that its own data set was read as; `auto` takes it where it fits, for the same reason.
+        when_refused: gets the report before its faults are refused: what it writes, the message names.
 
     Raises:
         DataError: no such data set or split; faults that `skip` does not allow; no image with a caption.
     """
     report = InputReport(skip)
-    format = detect_format(root) if format == "auto" else format
+    report.when_refused = when_refused
+    format = detect_format(root, like) if format == "auto" else format
     splits = None if split == "all" else {split}
-    records = import_dataset(root, format=format, splits=splits, report=report, seed=seed)
+    records = import_dataset(root, format=format, splits=splits, report=report, seed=seed, shares=shares)
     if not records:
         report.raise_if_refused()
         raise DataError(f"no image of the data set is in this split ({report.summary()})", key="split", value=split,
@@ -114,7 +122,7 @@ def read_split(
             report.add(_NO_CAPTION, record.image_id, "no caption to compare with")
     with tempfile.TemporaryDirectory(prefix="raycap-evaluate-") as folder:
         dataset = prepare(captioned, Path(folder), report=report, select_size=0, max_pixels=max_pixels,
-                          progress=progress)  # fmt: skip
+                          progress=progress, report_file=None)  # fmt: skip
         ids = [i for name in (SPLITS if split == "all" else (split,)) for i in dataset.ids(name)]
         paths = {image_id: dataset.path(image_id).absolute() for image_id in ids}
         return Split(split, root, format, paths, {i: dataset.references(i) for i in ids}, report)

@@ -98,10 +98,12 @@ def pictures_by_id(image_ids: Sequence[str], folder: Path, names: Mapping[str, s
     """The picture of each image id in a folder: by the given file name, else the id is its path, name or stem.
 
     Args:
-        names: file name by image id, where the annotations say it (COCO's `file_name`).
+        names: file name by image id, where the annotations say it (COCO's `file_name`). With a folder in front
+            ("train2014/x.jpg") that is not in this one, its last part counts.
 
     Raises:
-        DataError: the folder is not there; an id has no picture in it, or several.
+        DataError: the folder is not there; an id has no picture in it, or several; the last parts of two file names
+            are the same where they have to do.
     """
     if not folder.is_dir():
         raise DataError("no such folder", key="images", value=str(folder))
@@ -110,7 +112,17 @@ def pictures_by_id(image_ids: Sequence[str], folder: Path, names: Mapping[str, s
         inside = path.relative_to(folder)
         for name in {inside.as_posix(), inside.with_suffix("").as_posix(), path.name, path.stem}:
             places.setdefault(name, []).append(path)
-    found = {image_id: places.get((names or {}).get(image_id, image_id), []) for image_id in image_ids}
+    asked = {image_id: (names or {}).get(image_id, image_id) for image_id in image_ids}
+    found = {image_id: places.get(name, []) for image_id, name in asked.items()}
+    whole: dict[str, str] = {}  # file name by its last part, where that part had to do
+    for image_id, name in asked.items():
+        if found[image_id] or image_id not in (names or {}):
+            continue
+        last = PurePosixPath(name).name
+        found[image_id] = places.get(last, [])
+        if whole.setdefault(last, name) != name:
+            raise DataError(f"{whole[last]} and {name} are one picture in {folder}", key="images", value=last,
+                            remedy="name the folder above theirs")  # fmt: skip
     missing = [image_id for image_id, paths in found.items() if not paths]
     if missing:
         raise DataError(f"{len(missing)} image id(s) have no picture in {folder}", key="images", value=missing[:5],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from raycap.evaluate.bootstrap import Comparison
 from raycap.evaluate.plots import COLOURS, cider_plot, describe_curves, duration, seconds_plot, training_curves
 from raycap.evaluate.results import ResultRow, Summary, mean_std
 from raycap.evaluate.table import TITLES, figures, percent
+from raycap.whole_file import write_whole
 
 THUMBNAIL = 256  # pixels, the longer side
 MOST_EVENTS = 50
@@ -98,9 +98,7 @@ class Report:
 def write_report(file: Path, report: Report) -> Path:
     """Writes the page, whole or not at all, and returns its path; the folder is made when missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(render_report(report), encoding="utf-8")
-    os.replace(unfinished, file)
+    write_whole(file, render_report(report))
     return file
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +19,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from raycap.errors import DataError, WorkFailed
+from raycap.whole_file import write_whole
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
@@ -130,9 +130,7 @@ def write_results(path: Path, rows: Iterable[ResultRow]) -> None:
     """Writes the file whole or not at all; its folder is made when missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = {"schema_version": SCHEMA_VERSION, "rows": [row.to_json() for row in rows]}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def replace_split(path: Path, split: str, rows: Iterable[ResultRow]) -> list[ResultRow]:

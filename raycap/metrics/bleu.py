@@ -43,7 +43,10 @@ class BleuCounts:
         )
 
     def scores(self) -> Floats:
-        """float64 [C, 4]: brevity penalty times the geometric mean of the first n precisions, for n = 1..4."""
+        """float64 [C, 4]: min(1, e^(1 − r/c)) · (Π_{m ≤ n} p_m)^(1/n) for n = 1..4 (Papineni et al. 2002, section 2.3).
+
+        p_m: clipped matches ÷ m-grams; c, r: words of the candidate and of its closest reference.
+        """
         precision = (self.matches + _MATCH_OFFSET) / (self.guesses + _GUESS_OFFSET)
         mean = np.cumprod(precision, axis=1) ** (1.0 / np.arange(1, ORDER + 1))
         ratio = (self.length + _MATCH_OFFSET) / (self.reference_length + _GUESS_OFFSET)
@@ -52,7 +55,10 @@ class BleuCounts:
 
 
 def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[Floats, Floats]:
-    """BLEU-1..4 of tokenised candidates.
+    """BLEU-1..4 of tokenised candidates: min(1, e^(1 − r/c)) · exp(Σ_{m ≤ n} (1/n) log p_m), n = 1..4.
+
+    p_m: clipped m-gram matches ÷ m-grams of the candidates; c, r: words of the candidates and of their closest
+    references (Papineni et al. 2002, section 2.3). All four are sums over the corpus for its scores.
 
     Args:
         candidates: C tokenised captions.
@@ -70,7 +76,9 @@ def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
 
 
 def bleu_counts(candidates: Sequence[Tokens], image: Ints, index: ReferenceIndex) -> BleuCounts:
-    """Count matches of C candidates with their images' references.
+    """Count matches of C candidates with their images' references (Papineni et al. 2002, section 2.1).
+
+    An n-gram that occurs tf times counts min(tf, its most occurrences in one reference).
 
     Args:
         candidates: C tokenised captions.

@@ -107,14 +107,22 @@ class PreparedReferences:
 def prepare_training(
     references: Mapping[str, Sequence[Tokens]], eos: str | None = None
 ) -> tuple[DocumentFrequency, PreparedReferences]:
-    """Document frequencies of the training references, and these references prepared under them, in one pass."""
+    """Document frequencies of the training references, and these references prepared under them, in one pass.
+
+    df of an n-gram: the number of images whose references hold it, of Vedantam et al. 2015, eq. 1, where
+    g = tf · log(N / max(1, df)) weights it.
+    """
     index, _ = index_references(references, eos=eos)
     frequency = _frequency_of(index, eos)
     return frequency, _prepare(index, frequency.counts, frequency)
 
 
 def prepare_references(references: Mapping[str, Sequence[Tokens]], frequency: DocumentFrequency) -> PreparedReferences:
-    """Prepare tokenised references (image id → captions) under given document frequencies."""
+    """Prepare tokenised references (image id → captions) under given document frequencies.
+
+    The weight of an n-gram is g = tf · log(N / max(1, df)), tf its count, as coco-caption has it (Vedantam et al. 2015,
+    eq. 1, without its division by the caption's length, which the cosine takes out again); ‖g‖ is that of eq. 2.
+    """
     index, moved = index_references(references, frequency.trie, frequency.eos)
     counts = np.zeros(index.trie.size, np.int64)
     counts[moved] = frequency.counts
@@ -149,7 +157,10 @@ def cider_d(
     prepared: PreparedReferences,
     finished: Sequence[bool] | None = None,
 ) -> Floats:
-    """CIDEr-D of each candidate against its image's references.
+    """CIDEr-D of each candidate c against its image's m references s (Vedantam et al. 2015, eq. 3 and 8).
+
+    (10 / 4m) Σ_n Σ_s exp(−(l_c − l_s)² / 2σ²) · min(gⁿ(c), gⁿ(s)) · gⁿ(s) / (‖gⁿ(c)‖ ‖gⁿ(s)‖), n = 1..4, σ = 6, gⁿ the
+    weights of `prepare_references`, l the number of bigrams.
 
     Args:
         candidates: C tokenised captions; several may belong to one image.
@@ -177,6 +188,8 @@ def cider_d(
 def cider_d_corpus(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, Floats]:
     """CIDEr-D as coco-caption's evaluation prints it: document frequencies from the evaluated references.
 
+    The formula of `cider_d` (Vedantam et al. 2015, eq. 3 and 8), and (1/C) Σ of it.
+
     Args:
         candidates: C tokenised captions.
         references: C lists of tokenised references.
@@ -189,7 +202,10 @@ def cider_d_corpus(candidates: Sequence[Tokens], references: Sequence[Sequence[T
 
 
 def cider_d_of_index(candidates: Sequence[Tokens], index: ReferenceIndex) -> tuple[float, Floats]:
-    """`cider_d_corpus` on counted references: candidate i belongs to image number i."""
+    """`cider_d_corpus` on counted references: candidate i belongs to image number i.
+
+    (Vedantam et al. 2015, eq. 3 and 8; the formula stands at `cider_d`.)
+    """
     frequency = _frequency_of(index, None)
     scores = _score(candidates, np.arange(len(candidates)), _prepare(index, frequency.counts, frequency))
     return (float(scores.mean()) if len(scores) else 0.0), scores

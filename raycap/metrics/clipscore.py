@@ -46,7 +46,7 @@ class ClipEmbeddings:
         """(image, candidate) vectors of these images, float32 [N, D] each, normalised.
 
         Raises:
-            Refused: an image without one of the two.
+            Refused: an image without one of the two, or with one that is not finite.
         """
         return _stack(self.image, images, "image"), _stack(self.candidate, images, "candidate")
 
@@ -54,14 +54,16 @@ class ClipEmbeddings:
         """Reference vectors of these images, float32 [R, D] normalised, and int64 [R], which image each belongs to.
 
         Raises:
-            Refused: an image without reference vectors.
+            Refused: an image without reference vectors, or with some that are not finite.
         """
         if self.references is None:
             return None, np.zeros(0, np.int64)
         _check(self.references, images, "references")
-        rows = [np.atleast_2d(np.asarray(self.references[image], np.float32)) for image in images]
+        rows = [np.atleast_2d(np.asarray(self.references[image])) for image in images]
         owner = np.repeat(np.arange(len(rows)), [len(several) for several in rows])
-        return normalised(np.concatenate(rows)), owner
+        vectors = _float32(np.concatenate(rows))
+        check_finite(vectors, "references", [images[number] for number in owner.tolist()])
+        return normalised(vectors), owner
 
 
 def _check(vectors: Mapping[str, Any], images: Sequence[str], side: str) -> None:
@@ -72,7 +74,33 @@ def _check(vectors: Mapping[str, Any], images: Sequence[str], side: str) -> None
 
 def _stack(vectors: Mapping[str, Any], images: Sequence[str], side: str) -> Vectors:
     _check(vectors, images, side)
-    return normalised(np.stack([np.asarray(vectors[image], np.float32) for image in images]))
+    rows = _float32(np.stack([np.asarray(vectors[image]) for image in images]))
+    check_finite(rows, side, images)
+    return normalised(rows)
+
+
+def _float32(values: Any) -> Vectors:
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+        return np.asarray(values).astype(np.float32)
+
+
+def check_finite(vectors: Vectors, side: str, names: Sequence[str] | None = None) -> None:
+    """Refuse vectors that are no vectors: NaN loses every comparison and would come out as a good score.
+
+    Args:
+        vectors: float32 [N, D].
+        side: what they stand for: image, candidate, caption, references.
+        names: N ids for the message; row numbers otherwise.
+
+    Raises:
+        Refused: a row holds NaN or infinity, or its length in float32 is infinite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        bad = np.flatnonzero(~np.isfinite(np.linalg.norm(vectors, axis=1))).tolist()
+    if bad:
+        found = list(dict.fromkeys(f"row {row}" if names is None else names[row] for row in bad))
+        what = f"{len(found)} {side} embedding(s) hold NaN or infinity"
+        raise Refused(what, key=f"embeddings.{side}", value=found[:5], remedy="mend the CLIP, its weights or its input")
 
 
 def normalised(vectors: Any) -> Vectors:
@@ -83,19 +111,26 @@ def normalised(vectors: Any) -> Vectors:
 
 
 def clip_scores(image: Vectors, candidate: Vectors) -> Floats:
-    """CLIPScore of each pair: 2.5 · max(cos, 0).
+    """CLIPScore of each pair: w · max(cos(c, v), 0) with w = 2.5 (Hessel et al. 2021, section 3, CLIP-S).
 
     Args:
         image, candidate: float32 [N, D], normalised.
 
     Returns:
         float64 [N].
+
+    Raises:
+        Refused: a vector is not finite.
     """
+    check_finite(image, "image")
+    check_finite(candidate, "candidate")
     return WEIGHT * np.maximum(_cosines(image, candidate), 0)
 
 
 def ref_clip_scores(image: Vectors, candidate: Vectors, reference: Vectors, owner: Ints) -> Floats:
-    """RefCLIPScore: harmonic mean of CLIPScore and the best max(cos(candidate, reference), 0), that one unscaled.
+    """RefCLIPScore: H-Mean(CLIP-S(c, v), max(max_r cos(c, r), 0)), 2ab/(a + b) (Hessel et al. 2021, section 3).
+
+    CLIP-S is `clip_scores`; the part of the references is not scaled.
 
     Args:
         image, candidate: float32 [N, D], normalised.
@@ -104,10 +139,14 @@ def ref_clip_scores(image: Vectors, candidate: Vectors, reference: Vectors, owne
 
     Returns:
         float64 [N], 0 where both parts are 0.
+
+    Raises:
+        Refused: a vector is not finite.
     """
+    check_finite(reference, "references")
+    scores = clip_scores(image, candidate)
     best = np.zeros(len(candidate))
     np.maximum.at(best, owner, _cosines(candidate[owner], reference))
-    scores = clip_scores(image, candidate)
     total = scores + best
     return np.divide(2 * scores * best, total, out=np.zeros_like(total), where=total > 0)
 

@@ -1,4 +1,4 @@
-"""Agreement of a metric with human judgements: Kendall's τ-b and τ-c, Pearson's r, ties exact, O(n log n).
+"""Agreement of a metric with human judgements: Kendall's τ-b and τ-c, ties exact, O(n log n).
 
 Both τ count concordant minus discordant pairs: τ-b = (C − D) / √((P − T_x)(P − T_y)) (Kendall 1945), τ-c =
 2m(C − D) / (n²(m − 1)) (Stuart 1953). Pairs are counted in whole numbers: no rounding until the last division.
@@ -72,23 +72,19 @@ def count_pairs(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> Pai
 
 
 def kendall_tau_b(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float:
-    """Kendall's τ-b of two series, −1..1; NaN when one is constant."""
+    """τ-b = (C − D) / √((P − T_x)(P − T_y)) of two series, −1..1; NaN when one is constant (Kendall 1945).
+
+    C and D: concordant and discordant pairs; P: all n(n − 1)/2; T_x, T_y: those tied in x, in y.
+    """
     return count_pairs(x, y).tau_b()
 
 
 def kendall_tau_c(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float:
-    """Kendall's (Stuart's) τ-c of two series, −1..1; NaN when one is constant."""
+    """τ-c = 2m(C − D) / (n²(m − 1)) of two series, −1..1; NaN when one is constant (Stuart 1953).
+
+    C and D: concordant and discordant pairs; m: the smaller number of distinct values.
+    """
     return count_pairs(x, y).tau_c()
-
-
-def pearson(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float:
-    """Pearson's correlation of two series, −1..1; NaN when one is constant."""
-    first, second = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if len(first) != len(second) or len(first) < 2:
-        raise Refused("two series of the same length ≥ 2 are needed", key="x, y", value=[len(first), len(second)])
-    first, second = first - first.mean(), second - second.mean()
-    scale = math.sqrt(float(first @ first)) * math.sqrt(float(second @ second))
-    return max(-1.0, min(1.0, float(first @ second) / scale)) if scale else math.nan
 
 
 def _ranks(values: Any, name: str) -> Ints:

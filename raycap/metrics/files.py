@@ -46,7 +46,7 @@ def parse_candidates(text: str, name: str = "candidates") -> dict[str, str]:
             if not isinstance(caption, str):
                 raise DataError(f"the caption of {image!r} is no string", key=name, remedy=_CANDIDATE_FORMS)
         return dict(data)
-    pairs = [(_id(record, name), _text(record, "caption", name, _CANDIDATE_FORMS)) for record in data]
+    pairs = [(image_id_of(record, name), text_of(record, "caption", name, _CANDIDATE_FORMS)) for record in data]
     _refuse_duplicates((image for image, _ in pairs), "image_id", name)
     return dict(pairs)
 
@@ -57,11 +57,11 @@ def parse_references(text: str, name: str = "references") -> dict[str, list[str]
     if isinstance(data, dict):
         if "annotations" in data and isinstance(data["annotations"], list):
             return _coco_references(data, name)
-        return {image: _captions(captions, image, name) for image, captions in data.items()}
+        return {image: captions_of(captions, image, name) for image, captions in data.items()}
     if data and all(isinstance(record, dict) and "references" in record for record in data):
-        listed = [(_id(record, name), record["references"]) for record in data]
+        listed = [(image_id_of(record, name), record["references"]) for record in data]
         _refuse_duplicates((image for image, _ in listed), "image_id", name)
-        return {image: _captions(captions, image, name) for image, captions in listed}
+        return {image: captions_of(captions, image, name) for image, captions in listed}
     return _grouped(data, name)
 
 
@@ -69,7 +69,7 @@ def _coco_references(data: dict[str, Any], name: str) -> dict[str, list[str]]:
     images = data.get("images")
     if not isinstance(images, list):
         raise DataError("`annotations` without a list `images`", key=name, remedy=_REFERENCE_FORMS)
-    listed = [_id(record, name, "id") for record in images]
+    listed = [image_id_of(record, name, "id") for record in images]
     _refuse_duplicates(listed, "images.id", name)
     references = _grouped(data["annotations"], name)
     known = set(listed)
@@ -85,8 +85,8 @@ def _coco_references(data: dict[str, Any], name: str) -> dict[str, list[str]]:
 def _grouped(records: Sequence[Any], name: str) -> dict[str, list[str]]:
     references: dict[str, list[str]] = {}
     for record in records:
-        caption = _text(record, "caption", name, _REFERENCE_FORMS)
-        references.setdefault(_id(record, name), []).append(caption)
+        caption = text_of(record, "caption", name, _REFERENCE_FORMS)
+        references.setdefault(image_id_of(record, name), []).append(caption)
     return references
 
 
@@ -114,7 +114,7 @@ def _load(text: str, name: str) -> Any:
     if not text.strip():
         raise DataError("the file is empty", key=name)
     try:
-        data = _json(text, name)
+        data = parse_json(text, name)
     except (ValueError, RecursionError) as whole_error:
         # a line ends at a line feed: U+2028 and its like may stand in a JSON string as they are
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -131,12 +131,19 @@ def _load(text: str, name: str) -> Any:
 
 def _line(line: str, number: int, name: str) -> Any:
     try:
-        return _json(line, f"{name}:{number}")
+        return parse_json(line, f"{name}:{number}")
     except (ValueError, RecursionError) as error:
         raise DataError(f"line {number} is no valid JSON: {error}", key=name, value=line[:80]) from error
 
 
-def _json(text: str, name: str) -> Any:
+def parse_json(text: str, name: str) -> Any:
+    """What a JSON text holds; no object of it may have a key twice.
+
+    Raises:
+        DataError: a key twice, under `name`.
+        ValueError, RecursionError: no JSON.
+    """
+
     def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """A JSON object; Python would keep the last of two equal keys without a word."""
         found = dict(pairs)
@@ -147,23 +154,26 @@ def _json(text: str, name: str) -> Any:
     return json.loads(text, object_pairs_hook=unambiguous)
 
 
-def _id(record: Any, name: str, field: str = "image_id") -> str:
+def image_id_of(record: Any, name: str, field: str = "image_id") -> str:
+    """The id of an entry as a string; a DataError under `name` where there is none."""
     value = record.get(field) if isinstance(record, dict) else None
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
         raise DataError(f"an entry has no usable `{field}` (a string or an integer)", key=name, value=_short(record))
     return str(value)
 
 
-def _text(record: Any, field: str, name: str, forms: str) -> str:
+def text_of(record: Any, field: str, name: str, forms: str) -> str:
+    """A field of an entry that must be a string; a DataError under `name`, with the known forms, where it is none."""
     value = record.get(field) if isinstance(record, dict) else None
     if not isinstance(value, str):
         raise DataError(f"an entry has no string `{field}`", key=name, value=_short(record), remedy=forms)
     return value
 
 
-def _captions(value: Any, image: str, name: str) -> list[str]:
+def captions_of(value: Any, image: str, name: str, forms: str = _REFERENCE_FORMS) -> list[str]:
+    """An image's references, which must be a list of strings; a DataError under `name` where they are none."""
     if not isinstance(value, list) or not all(isinstance(caption, str) for caption in value):
-        raise DataError(f"the references of {image!r} are no list of strings", key=name, remedy=_REFERENCE_FORMS)
+        raise DataError(f"the references of {image!r} are no list of strings", key=name, remedy=forms)
     return value
 
 

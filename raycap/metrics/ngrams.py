@@ -28,7 +28,8 @@ def words_of(tokens: Sequence[str]) -> list[str]:
     """The words that coco-caption's BLEU and CIDEr-D see in a token list.
 
     Both split the tokenised line again at *every* white space, so a token that holds a no-break space ("1 1/2", as the
-    PTB tokenizer writes a fraction) counts as two words there. ROUGE-L splits at plain blanks only.
+    PTB tokenizer writes a fraction) counts as two words there, and one that begins with it (as a web address may) loses
+    it. ROUGE-L splits at plain blanks only.
     """
     return " ".join(tokens).split()
 
@@ -81,7 +82,7 @@ def flatten(captions: Sequence[Sequence[str]], vocabulary: Mapping[str, int]) ->
 
 
 def _is_one_word(token: str) -> bool:
-    return len(token.split()) == 1
+    return token.split() == [token]  # "\u00a0a.com" is one word as well, but another one
 
 
 def _flat(ids: Ints, captions: Sequence[Sequence[str]]) -> FlatCaptions:

@@ -1,7 +1,6 @@
 """Self-retrieval: does a caption find its own image among all others? A measure of distinctive captions.
 
-R@k = share of captions with rank(own image by cos(caption, image)) ≤ k (Dai and Lin 2017; Liu et al. 2018).
-On embeddings of one CLIP; a judge's CLIP, never the one that rewards.
+(Dai and Lin 2017; Liu et al. 2018.) On embeddings of one CLIP; a judge's CLIP, never the one that rewards.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from raycap.errors import Refused
-from raycap.metrics.clipscore import Vectors
+from raycap.metrics.clipscore import Vectors, check_finite
 from raycap.metrics.ngrams import Floats
 
 TIE = 1e-6
@@ -21,7 +20,7 @@ _CELLS_AT_ONCE = 1 << 24  # 64 MiB of float32
 
 
 def self_retrieval(caption: Vectors, image: Vectors, ranks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Recall at k: the share of captions whose own image is among the k most similar ones.
+    """Recall at k: (1/N) Σ_i [rank of image i by cos(caption i, ·) ≤ k] (Dai and Lin 2017; Liu et al. 2018).
 
     Args:
         caption, image: float32 [N, D], normalised; row i of both belongs together.
@@ -30,21 +29,20 @@ def self_retrieval(caption: Vectors, image: Vectors, ranks: Sequence[int] = (1, 
     Returns:
         k → recall. Images as similar as the own one share its places evenly: the caption counts with the probability
         that a random order among them puts its image into the first k. So captions that say nothing score k/N.
+
+    Raises:
+        Refused: not as many captions as images, or a vector that is not finite.
     """
     above, level = _rivals(caption, image)
     return {k: float(np.clip((k - above) / level, 0, 1).mean()) for k in ranks}
-
-
-def own_ranks(caption: Vectors, image: Vectors) -> Floats:
-    """float64 [N]: the mean rank (1 is best) of each caption's own image, ties at their middle place."""
-    above, level = _rivals(caption, image)
-    return above + (level + 1) / 2
 
 
 def _rivals(caption: Vectors, image: Vectors) -> tuple[Floats, Floats]:
     """For each caption: images more similar than its own, and images as similar (its own included)."""
     if len(caption) != len(image) or not len(caption):
         raise Refused("as many captions as images are needed", key="caption, image", value=[len(caption), len(image)])
+    check_finite(caption, "caption")
+    check_finite(image, "image")
     above, level = np.empty(len(caption)), np.empty(len(caption))
     block = max(1, _CELLS_AT_ONCE // len(image))
     for begin in range(0, len(caption), block):

@@ -16,7 +16,9 @@ BETA = 1.2
 
 
 def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, Floats]:
-    """ROUGE-L of tokenised candidates.
+    """ROUGE-L of tokenised candidates: the mean of F = (1 + β²)PR / (R + β²P), β = 1.2 (Lin 2004, eq. 2–4).
+
+    P, R: see `rouge_l_caption`.
 
     Args:
         candidates: C tokenised captions.
@@ -31,7 +33,10 @@ def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 
 
 def rouge_l_caption(candidate: Tokens, references: Sequence[Tokens]) -> float:
-    """ROUGE-L of one tokenised candidate against its references: F with β = 1.2 of best precision and best recall."""
+    """ROUGE-L of one tokenised candidate: F = (1 + β²)PR / (R + β²P), β = 1.2 (Lin 2004, eq. 2–4; β as coco-caption).
+
+    P = max_r LCS(c, r) / |c| and R = max_r LCS(c, r) / |r| over the references r: as coco-caption combines several.
+    """
     # coco-caption's split makes one empty word out of an empty line; it even matches another empty line
     candidate = candidate or [""]
     masks: dict[str, int] = {}

@@ -6,7 +6,7 @@ references are matched by id, tokenised once and handed on, and what could not b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -26,6 +26,13 @@ from raycap.metrics.rouge import rouge_l
 
 METRICS = ("bleu", "rouge", "cider", "meteor", "spice", "clipscore", "refcompare")
 """What can be asked for: `bleu` yields bleu_1 … bleu_4, `clipscore` also refclipscore, `refcompare` both its kinds."""
+_KEYS = {
+    "bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4"),
+    "rouge": ("rouge_l",),
+    "cider": ("cider_d",),
+    "clipscore": ("refclipscore",),
+    "refcompare": ("refcompare_own_refs", "refcompare_pooled"),
+}  # what they yield under another name than their own
 BY_CLIP = ("clipscore", "refcompare")
 """Those of them that look at the images, through a CLIP."""
 
@@ -36,6 +43,9 @@ _TEXTUAL = {
     "meteor": "meteor(1.5,en,norm)",
     "spice": "spice(1.0)",
 }
+
+
+_REFERENCE_REMEDY = "give each image at least one reference with text"
 
 
 @dataclass(frozen=True)
@@ -69,9 +79,8 @@ class Scores:
             "unavailable": dict(self.unavailable),
             "num_images": self.num_images,
             "signature": self.signature,
+            "empty_candidates": self.empty_candidates,
         }
-        if self.empty_candidates:
-            content["empty_candidates"] = self.empty_candidates
         if self.left_out is not None:
             content["left_out"] = dict(self.left_out)
         return content
@@ -95,16 +104,17 @@ def score_captions(
         allow_partial: score the images that both sides have, and count the others, instead of refusing.
 
     Raises:
-        Refused: an unknown metric; ids that only one side has (unless allowed); an image without references or with an
-            empty one; nothing to score.
+        Refused: an unknown metric; ids that only one side has (unless allowed); an image without references, with an
+            empty one, or with nothing but references of which tokenisation leaves nothing; nothing to score.
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
         remedy = f"choose from {', '.join(METRICS)}"
         raise Refused("unknown metric" if unknown else "no metric", key="metrics", value=unknown, remedy=remedy)
-    images, left_out = common_images(candidates, references, allow_partial)
+    images, left_out = _match(candidates, references, allow_partial)
     tokens = [tokenize(candidates[image]) for image in images]
     reference_tokens = [[tokenize(caption) for caption in references[image]] for image in images]
+    _refuse_wordless(image for image, several in zip(images, reference_tokens, strict=True) if not any(several))
     tables = _Tables(images)
     _score_text(tables, tokens, reference_tokens, metrics)
     _score_java(tables, tokens, reference_tokens, metrics)
@@ -118,6 +128,11 @@ def score_captions(
         empty_candidates=sum(not caption for caption in tokens),
         left_out=left_out if allow_partial else None,
     )
+
+
+def metric_of(name: str) -> str | None:
+    """The metric of `METRICS` that is meant: by its name or by a key of its output; None for neither."""
+    return name if name in METRICS else next((metric for metric, keys in _KEYS.items() if name in keys), None)
 
 
 class _Tables:
@@ -150,6 +165,14 @@ def common_images(
     Raises:
         Refused: as `score_captions` does, so that whoever embeds first can ask before the work.
     """
+    images, left_out = _match(candidates, references, allow_partial)
+    _refuse_wordless(image for image in images if not any(map(tokenize, references[image])))
+    return images, left_out
+
+
+def _match(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], allow_partial: bool
+) -> tuple[list[str], dict[str, int]]:
     images = [image for image in candidates if image in references]
     without_reference = [image for image in candidates if image not in references]
     without_candidate = [image for image in references if image not in candidates]
@@ -164,13 +187,19 @@ def common_images(
 
 
 def _check_references(images: Sequence[str], references: Mapping[str, Sequence[str]]) -> None:
-    remedy = "give each image at least one reference with text"
     for image in images:
         if isinstance(references[image], str):
             raise Refused("the references of an image are one string, no list", key="references", value=image)
-    refuse([image for image in images if not references[image]], "image(s) have no reference", "references", remedy)
+    bare = [image for image in images if not references[image]]
+    refuse(bare, "image(s) have no reference", "references", _REFERENCE_REMEDY)
     blank = [image for image in images if not all(caption.strip() for caption in references[image])]
-    refuse(blank, "image(s) have an empty reference", "references", remedy)
+    refuse(blank, "image(s) have an empty reference", "references", _REFERENCE_REMEDY)
+
+
+def _refuse_wordless(images: Iterable[str]) -> None:
+    """Nothing can agree with references without words: any candidate would score 0, and an empty one ROUGE-L 1."""
+    what = "image(s) have empty references: tokenisation leaves nothing of any of them"
+    refuse(list(images), what, "references", _REFERENCE_REMEDY)
 
 
 def _score_text(

@@ -44,13 +44,16 @@ def mean_length(captions: Sequence[Tokens]) -> float:
 
 
 def has_bad_ending(caption: Tokens) -> bool:
-    """Whether a caption ends in a word that cannot end one; an empty caption does not."""
+    """[last word ∈ BAD_ENDINGS]: it ends in a word that cannot end a caption; an empty caption does not.
+
+    (The symptom is that of Guo et al. 2018; the list of words is our own, see there.)
+    """
     # a single letter keeps its period when it is tokenised: "next to a."
     return bool(caption) and caption[-1].rstrip(".") in BAD_ENDINGS
 
 
 def bad_ending_rate(captions: Sequence[Tokens]) -> float:
-    """Share of captions with a bad ending (Guo et al. 2018: what RL without EOS leads to); 0 for none."""
+    """(1/C) Σ `has_bad_ending`, the share of captions cut off (Guo et al. 2018: RL without EOS); 0 for none."""
     return sum(map(has_bad_ending, captions)) / len(captions) if captions else 0.0
 
 
@@ -64,13 +67,17 @@ def repetition(caption: Tokens, n: int = 2) -> float:
 
 
 def mean_repetition(captions: Sequence[Tokens], n: int = 2) -> float:
-    """Mean of `repetition`; 0 for no captions."""
+    """(1/C) Σ of `repetition`, 1 − distinct n-grams / n-grams (Welleck et al. 2020, rep-n); 0 for no captions.
+
+    The mean is taken over captions, each by itself.
+    """
     return sum(repetition(caption, n) for caption in captions) / len(captions) if captions else 0.0
 
 
 def unsupported_gender(caption: Tokens, references: Sequence[Tokens]) -> list[str]:
-    """The gender words of a caption, in order, for whose gender no reference has any word.
+    """The gender words of a caption, in order, for whose gender no reference has any word (Hendricks et al. 2018).
 
+    [w ∈ c : w ∈ G, G ∩ ∪_r r = ∅], G = MALE, FEMALE; the error of Hendricks et al., by references and not by a label.
     A caption that says "man" is supported by a reference with "his"; one that names both genders needs both.
     """
     seen = {token for tokens in references for token in tokens}
@@ -79,7 +86,7 @@ def unsupported_gender(caption: Tokens, references: Sequence[Tokens]) -> list[st
 
 
 def unsupported_gender_rate(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """Share of captions with a gender word that their references do not support; 0 for no captions.
+    """(1/C) |{c : unsupported_gender(c) ≠ ∅}|, the share of captions with such a word; 0 for no captions.
 
     (The error rate of Hendricks et al. 2018, by references and not by a label of the person.)
     """

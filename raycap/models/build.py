@@ -61,15 +61,35 @@ def check_captioner(recipe: CaptionerRecipe, grid_size: int | None = None) -> No
         RecipeError: as `new_captioner` would, hours later.
     """
     if recipe.lm:
-        if Path(recipe.lm).is_absolute() and not Path(recipe.lm).is_dir():
-            raise RecipeError("there is no such folder", key="captioner.lm", value=recipe.lm,
-                              remedy="give the folder of a Hugging Face model that every node sees")  # fmt: skip
-        return
-    values = {key: value for key, value in recipe.lm_config.items() if key != "model_type"}
-    config = lm_config_of(recipe.lm_config, values)
+        config = _pretrained_config(recipe.lm)
+    else:
+        values = {key: value for key, value in recipe.lm_config.items() if key != "model_type"}
+        config = lm_config_of(recipe.lm_config, values)
     known = (recipe.grid_size or grid_size or 0) ** 2 if recipe.mapping == "grid" else recipe.prefix_length
     if known:
         _check_positions(recipe, known, config)
+
+
+def _pretrained_config(source: str) -> Any:
+    """The config of a pretrained LM: a small file, and there only where the LM is."""
+    from transformers import AutoConfig
+
+    folder, remedy = Path(source), "give the folder of a Hugging Face model that every node sees"
+    if folder.is_absolute() and not folder.is_dir():
+        raise RecipeError("there is no such folder", key="captioner.lm", value=source, remedy=remedy)
+    if not folder.is_absolute() and (folder.is_dir() or source.startswith(".")):
+        raise RecipeError("is a relative path; a Ray job runs in a disposable copy of the working directory",
+                          key="captioner.lm", value=source, remedy=remedy)  # fmt: skip
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _not_to_be_had(source, error) from error
+
+
+def _not_to_be_had(source: str, error: Exception) -> RecipeError:
+    return RecipeError(f"cannot be loaded: {str(error).splitlines()[0]}", key="captioner.lm", value=source,
+                       remedy="give a model folder on this machine, or a hub name where the hub is reachable",
+                       )  # fmt: skip
 
 
 def _check_positions(recipe: CaptionerRecipe, prefix: int, lm_config: Any) -> None:
@@ -106,7 +126,7 @@ def lm_from_scratch(lm_config: dict[str, Any], tokenizer: Tokenizer) -> tuple[nn
     values |= {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.eos_id,
                "eos_token_id": tokenizer.eos_id, "pad_token_id": None}  # fmt: skip
     config = lm_config_of(lm_config, values)
-    lm = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    lm = AutoModelForCausalLM.from_config(config)
     return lm, {"model_type": lm_config["model_type"], **values}
 
 
@@ -138,9 +158,7 @@ def lm_from_pretrained(source: str, dtype: torch.dtype = torch.float32) -> tuple
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot be loaded: {str(error).splitlines()[0]}", key="captioner.lm", value=source,
-                          remedy="give a model folder on this machine, or a hub name where the hub is reachable",
-                          ) from error  # fmt: skip
+        raise _not_to_be_had(source, error) from error
     return lm, HFTokenizer(tokenizer, lead=" ")

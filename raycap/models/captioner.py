@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from raycap.models.readout import Readout
 from raycap.models.tokenizer import Tokenizer
 
 
@@ -17,10 +18,15 @@ class DecodingState(Protocol):
     """Where decoding stands: N rows, each with its past and the logits of its next token.
 
     Attributes:
-        logits: float [N, V] of the next token.
+        readout: of the next token of every row.
     """
 
-    logits: Tensor
+    readout: Readout
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows that stand at another place can join these; `join` is called only then."""
+        ...
 
     def select(self, rows: Tensor) -> DecodingState:
         """The state of the given rows (int64 [M]); rows may repeat."""
@@ -28,6 +34,10 @@ class DecodingState(Protocol):
 
     def repeat(self, times: int) -> DecodingState:
         """Every row `times` times, copies as neighbours."""
+        ...
+
+    def join(self, other: Any) -> DecodingState:
+        """These rows, and behind them those of another state, which may be at another place."""
         ...
 
 
@@ -44,8 +54,11 @@ class Captioner(Protocol):
         """State of B rows before their first token."""
         ...
 
-    def step(self, state: Any, tokens: Tensor) -> tuple[Tensor, Any]:
-        """Feed one token a row (int64 [N]); logits [N, V] of the next one, and the new state."""
+    def step(self, state: Any, tokens: Tensor) -> tuple[Readout, Any]:
+        """Feed one token a row (int64 [N]); the logits of the next one, computed when they are read, and the new state.
+
+        The old state is used up.
+        """
         ...
 
     def score(self, conditioning: Any, tokens: Tensor, loss_mask: Tensor, temperature: float = 1.0) -> Tensor:

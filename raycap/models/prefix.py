@@ -6,8 +6,7 @@ of an image is run once, whatever the number of its captions: their rows share i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,31 +14,28 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from raycap.errors import RecipeError
-from raycap.models.grid import pool_grid, random_windows
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
+from raycap.models.readout import Readout, readout_logprobs
+from raycap.models.seeing import FeatureConfig, SeesFeatures
+from raycap.models.shared_attention import NAME, Decode, Prefill, Score, Unsupported, Walk, register
 from raycap.models.tokenizer import Tokenizer
 
 MAPPINGS = ("grid", "mlp", "transformer")
 
 
 @dataclass(frozen=True)
-class PrefixConfig:
+class PrefixConfig(FeatureConfig):
     """Everything that is needed to build the module again; stored beside its weights.
 
     Attributes:
-        features: `grid` [G, D] or `pooled` [D].
-        feature_dim: D.
         mapping: grid, mlp or transformer.
         prefix_length: P of mlp and transformer; the grid mapping has one a cell.
         lm_config: a Hugging Face config as a dict, `model_type` included.
         lm_source: name or path of pretrained weights; empty when trained from scratch.
         lm_tuning: `full` or `frozen`.
         feature_dropout: on the features (grid mapping), word_dropout: on whole words that are read, while it trains.
-        grid_size: a grid is pooled to this many cells a side; 0 leaves it as it comes.
     """
 
-    features: str
-    feature_dim: int
     mapping: str
     prefix_length: int
     lm_config: dict[str, Any] = field(default_factory=dict)
@@ -49,35 +45,66 @@ class PrefixConfig:
     mapping_heads: int = 4
     feature_dropout: float = 0.0
     word_dropout: float = 0.0
-    grid_size: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
 class PrefixState:
-    """Keys and values of N rows, and the logits [N, V] of their next token."""
+    """N rows and the readout of their next token.
 
-    cache: Any
-    logits: Tensor
+    Attributes:
+        rows: each at its own place, the rows of an image sharing its prefix; `Copied` where the LM allows no sharing.
+    """
+
+    rows: Decode | Copied
+    readout: Readout
+
+    @property
+    def joins(self) -> bool:
+        return isinstance(self.rows, Decode)
 
     def select(self, rows: Tensor) -> PrefixState:
-        # A step writes into the cache it was given, so a state that is selected from must not be used again.
-        self.cache.batch_select_indices(rows)
-        return PrefixState(self.cache, self.logits.index_select(0, rows))
+        return PrefixState(self.rows.select(rows), self.readout.select(rows))
 
     def repeat(self, times: int) -> PrefixState:
+        return PrefixState(self.rows.repeat(times), self.readout.repeat(times))
+
+    def join(self, other: PrefixState) -> PrefixState:
+        assert isinstance(self.rows, Decode)
+        assert isinstance(other.rows, Decode)
+        return PrefixState(self.rows.join(other.rows), self.readout.join(other.readout))
+
+
+@dataclass
+class Copied:
+    """Rows of an LM whose attention is its own: each holds its image's prefix, all stand at one place, none can join.
+
+    A step writes into the cache that it was given, so rows that are selected from must not be used again.
+    """
+
+    cache: Any
+
+    def select(self, rows: Tensor) -> Copied:
+        self.cache.batch_select_indices(rows)
+        return self
+
+    def repeat(self, times: int) -> Copied:
         self.cache.batch_repeat_interleave(times)
-        return PrefixState(self.cache, self.logits.repeat_interleave(times, dim=0))
+        return self
 
 
-class PrefixCaptioner(nn.Module):
+class PrefixCaptioner(SeesFeatures):
     """A visual prefix and a causal LM behind the four verbs of `Captioner`."""
+
+    config: PrefixConfig
 
     def __init__(self, config: PrefixConfig, lm: nn.Module, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.config, self.lm, self.tokenizer = config, lm, tokenizer
+        self._shares_prefix: bool | None = None
+        # An LM that asks for another attention does something besides (caps its scores, biases them by distance).
+        if getattr(lm, "_supports_attention_backend", False) and lm.config._attn_implementation == "sdpa":  # type: ignore[union-attr]
+            register()
+            lm.config._attn_implementation = NAME  # type: ignore[union-attr]
         _check_vocabulary(lm, tokenizer, config.lm_source)
         hidden = lm.get_input_embeddings().embedding_dim  # type: ignore[operator]
         self.mapping = _build_mapping(config, hidden)
@@ -88,38 +115,29 @@ class PrefixCaptioner(nn.Module):
 
     def encode(self, features: Tensor) -> Tensor:
         """Features [B, D] or [B, G, D] → prefix embeddings [B, P, H]."""
-        expected = 2 if self.config.features == "pooled" else 3
-        if features.dim() != expected or features.shape[-1] != self.config.feature_dim:
-            raise RecipeError(
-                f"the captioner was built for {self.config.features} features of width {self.config.feature_dim}",
-                key="features", value=tuple(features.shape), remedy="extract the features it was trained with",
-            )  # fmt: skip
-        if self.config.grid_size:
-            features = pool_grid(features, self.config.grid_size)
-        return self.mapping(features)
-
-    def windows(
-        self, features: Tensor, *, crop: int, flip: bool, seed: int, step: int, positions: Sequence[int]
-    ) -> Tensor:
-        """A random window of each image's grid to train on; the features themselves without crop and flip.
-
-        Args:
-            features: [B, D] or [B, G, D].
-            positions: length B; a window is a function of (seed, step, position).
-        """
-        if not (crop or flip):
-            return features
-        size = self.config.grid_size or None
-        return random_windows(features, size, crop=crop, flip=flip, seed=seed, step=step, positions=positions)
+        return self.mapping(self.cells(features).to(next(self.mapping.parameters()).dtype))
 
     def prefill(self, conditioning: Tensor) -> PrefixState:
+        if self.shares_prefix:
+            walk = Prefill()
+            hidden = self._hidden(walk, inputs_embeds=conditioning)[:, -1]
+            walk.done = True
+            image = torch.arange(len(hidden), device=hidden.device)
+            return PrefixState(Decode(walk.layers, image), self._readout(hidden))
         output = self.lm(inputs_embeds=conditioning, use_cache=True, logits_to_keep=1)
-        return PrefixState(output.past_key_values, output.logits[:, -1])
+        return PrefixState(Copied(output.past_key_values), Readout(output.logits[:, -1]))
 
-    def step(self, state: PrefixState, tokens: Tensor) -> tuple[Tensor, PrefixState]:
-        output = self.lm(input_ids=tokens[:, None], past_key_values=state.cache, use_cache=True)
-        logits = output.logits[:, -1]
-        return logits, PrefixState(output.past_key_values, logits)
+    def step(self, state: PrefixState, tokens: Tensor) -> tuple[Readout, PrefixState]:
+        walk = state.rows
+        if isinstance(walk, Decode):
+            places = walk.begin() + walk.prefix[0].keys.shape[2]
+            hidden = self._hidden(walk, input_ids=tokens[:, None], position_ids=places[:, None])[:, 0]
+            walk.end()
+            readout = self._readout(hidden)
+            return readout, PrefixState(walk, readout)
+        output = self.lm(input_ids=tokens[:, None], past_key_values=walk.cache, use_cache=True)
+        readout = Readout(output.logits[:, -1])
+        return readout, PrefixState(Copied(output.past_key_values), readout)
 
     def score(self, conditioning: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of `tokens` under softmax(logits / temperature).
@@ -132,8 +150,39 @@ class PrefixCaptioner(nn.Module):
         Returns:
             float32 [N, T], 0 outside the mask.
         """
-        prefix = self.prefill(conditioning)
-        image_of_row = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // conditioning.shape[0])
+        image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // conditioning.shape[0])
+        if self.shares_prefix:
+            return self._score_packed(conditioning, image, tokens, loss_mask, temperature)
+        return self._score_copied(conditioning, image, tokens, loss_mask, temperature)
+
+    def _score_packed(
+        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float
+    ) -> Tensor:
+        prefill = Prefill()
+        hidden = self._hidden(prefill, inputs_embeds=conditioning)[:, -1]
+        prefill.done = True
+        read = (_lengths(loss_mask) - 1).clamp(min=0)  # the last token of a caption is said, not read
+        if int(read.max()):
+            walk = Score(prefill.layers, image, read)
+            inside = torch.arange(tokens.shape[1], device=tokens.device) < read[:, None]
+            places = (walk.places + conditioning.shape[1])[None]
+            packed = self._hidden(walk, **self._read(tokens[inside][None]), position_ids=places)
+            hidden = torch.cat([hidden, packed[0]])
+        before = torch.cat([image[:, None], self._first_of(read)[:, None] + len(conditioning)
+                            + torch.arange(tokens.shape[1] - 1, device=tokens.device)], dim=1)  # fmt: skip
+        wanted = loss_mask > 0
+        picked = readout_logprobs(self._readout(hidden.index_select(0, before[wanted])), tokens[wanted], temperature)
+        return torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device).masked_scatter(wanted, picked)
+
+    @staticmethod
+    def _first_of(lengths: Tensor) -> Tensor:
+        """Where each row begins in a pack, int64 [N]."""
+        return lengths.cumsum(0) - lengths
+
+    def _score_copied(
+        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float
+    ) -> Tensor:
+        prefix = self.lm(inputs_embeds=conditioning, use_cache=True, logits_to_keep=1)
         lengths = _lengths(loss_mask)
         # Rows of like length together: short captions are not carried along to the longest one's end.
         buckets = torch.argsort(lengths, stable=True).split(max(_BUCKET, -(-len(tokens) // 4)))
@@ -143,14 +192,65 @@ class PrefixCaptioner(nn.Module):
             if width == 0:
                 continue
             part, mask = tokens[rows, :width], loss_mask[rows, :width]
-            logits = prefix.logits[image_of_row[rows]][:, None]
+            logits = prefix.logits[:, -1].index_select(0, image[rows])[:, None]
             if width > 1:
-                cache = _rows_of(prefix.cache, image_of_row[rows])
+                cache = _rows_of(prefix.past_key_values, image[rows])
                 output = self.lm(**self._read(part[:, :-1]), past_key_values=cache, use_cache=True)
                 logits = torch.cat([logits, output.logits], dim=1)
             picked = token_logprobs(logits, part, mask, temperature)
             out = out.index_put((rows,), torch.nn.functional.pad(picked, (0, tokens.shape[1] - width)))
         return out
+
+    def _hidden(self, walk: Walk, **inputs: Tensor) -> Tensor:
+        """The LM's last hidden states, its attention as the walk says."""
+        like = next(iter(inputs.values()))
+        mask = torch.zeros(1, 1, 1, 1, device=like.device)  # of four dimensions: taken as made, and none is built
+        body = self.lm.base_model
+        return body(**inputs, walk=walk, attention_mask=mask, use_cache=False).last_hidden_state  # type: ignore[operator]
+
+    def _readout(self, hidden: Tensor) -> Readout:
+        head = self.lm.get_output_embeddings()  # type: ignore[operator]
+        return Readout(hidden, head.weight, head.bias)
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the LM's captions can share their prefix: it hands its attention over, and it comes out the same.
+
+        Found out by trying, once: what an LM does to its attention or its logits besides is not written anywhere.
+        """
+        if self._shares_prefix is None:
+            self._shares_prefix = True  # while it is tried
+            try:
+                self._shares_prefix = self._sharing_is_exact()
+            except (Unsupported, TypeError, ValueError):  # the LM takes no such argument, or makes its own of the mask
+                self._shares_prefix = False
+        return self._shares_prefix
+
+    @torch.no_grad()
+    def _sharing_is_exact(self) -> bool:
+        """A prefix of three, a caption of three, twice: decoded and scored against a plain forward."""
+        head, embed = self.lm.get_output_embeddings(), self.lm.get_input_embeddings()  # type: ignore[operator]
+        if self.lm.config._attn_implementation != NAME or not isinstance(head, nn.Linear):  # type: ignore[union-attr]
+            return False
+        was_training = self.training
+        self.eval()
+        try:
+            ids = torch.arange(9, device=head.weight.device).view(1, 9) % embed.num_embeddings
+            shown, said = embed(ids[:, :3]), ids[:, 3:].view(2, 3)
+            rows = torch.cat([shown.expand(2, -1, -1), embed(said)], dim=1)
+            plain = self.lm(inputs_embeds=rows, use_cache=False).logits[:, 2:].float()
+            state = self.prefill(shown).repeat(2)
+            walked = [state.readout.logits]
+            for position in range(3):
+                readout, state = self.step(state, said[:, position])
+                walked.append(readout.logits)
+            scored = self.score(shown, said, torch.ones(2, 3, device=said.device))
+        finally:
+            self.train(was_training)
+        near = (1e-3 if rows.dtype == torch.float32 else 5e-2) * float(plain.abs().max())
+        expected = torch.log_softmax(plain[:, :3], dim=-1).gather(2, said[:, :, None])[:, :, 0]
+        return bool(torch.allclose(torch.stack(walked, dim=1).float(), plain, rtol=0.0, atol=near)
+                    and torch.allclose(scored, expected, rtol=0.0, atol=near))  # fmt: skip
 
     def _read(self, tokens: Tensor) -> dict[str, Tensor]:
         """Tokens as the LM's input; in training some words go missing (their embedding is 0)."""

@@ -14,6 +14,7 @@ from raycap.errors import CheckpointError
 from raycap.types import ManifestEntry, WeightsId, WeightSnapshot
 
 _REMEDY = "learner and rollout workers must start from the same checkpoint"
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _ALIGN = 64  # bytes; keeps every parameter's start on a cache line
 
 
@@ -39,10 +40,11 @@ def snapshot(module: nn.Module, weights_id: WeightsId) -> WeightSnapshot:
 
 
 def load_snapshot(module: nn.Module, published: WeightSnapshot) -> None:
-    """Copy published weights into a module of the same architecture, all of them or none.
+    """Copy published weights into a module of the same architecture, all of them or none; it may be of another type.
 
     Raises:
-        CheckpointError: a parameter is missing, unknown, or of another shape or dtype; the buffer is too short.
+        CheckpointError: a parameter is missing, unknown, or of another shape or an unknown type; the buffer is too
+            short.
     """
     own = {name: p for name, p in module.named_parameters() if p.requires_grad}
     names = {entry.name for entry in published.manifest}
@@ -51,11 +53,14 @@ def load_snapshot(module: nn.Module, published: WeightSnapshot) -> None:
         raise CheckpointError("published weights are of another model", key="weights", value=odd, remedy=_REMEDY)
     for entry in published.manifest:
         target = own[entry.name]
-        if tuple(target.shape) != entry.shape or str(target.dtype) != f"torch.{entry.dtype}":
+        if tuple(target.shape) != entry.shape or entry.dtype not in _TYPES:
             raise CheckpointError(f"published as {entry.dtype}{entry.shape}, the model has "
                                   f"{target.dtype}{tuple(target.shape)}", key="weights", value=entry.name,
                                   remedy=_REMEDY)  # fmt: skip
-        if entry.offset + entry.nbytes > published.nbytes or entry.nbytes != target.numel() * target.element_size():
+        if (
+            entry.offset + entry.nbytes > published.nbytes
+            or entry.nbytes != target.numel() * _TYPES[entry.dtype].itemsize
+        ):
             raise CheckpointError(f"the buffer of {published.nbytes} bytes does not hold it", key="weights",
                                   value=entry.name, remedy="publish the weights again")  # fmt: skip
     with torch.no_grad():
@@ -64,4 +69,4 @@ def load_snapshot(module: nn.Module, published: WeightSnapshot) -> None:
                 continue  # an empty array cannot be viewed as another dtype
             target = own[entry.name]
             raw = published.buffer[entry.offset : entry.offset + entry.nbytes].copy()
-            target.copy_(torch.from_numpy(raw).view(target.dtype).reshape(entry.shape))
+            target.copy_(torch.from_numpy(raw).view(_TYPES[entry.dtype]).reshape(entry.shape))

@@ -112,7 +112,7 @@ def _read(name_or_file: str) -> dict[str, Any]:
     try:
         values = yaml.load(file.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"is not YAML: {error}", key="recipe", value=str(file)) from error
+        raise RecipeError(f"is not YAML: {_on_one_line(error)}", key="recipe", value=str(file)) from error
     if not isinstance(values, dict):
         raise RecipeError("holds no mapping of keys to values", key="recipe", value=str(file))
     return values
@@ -140,7 +140,11 @@ def _parse(key: str, text: str) -> Any:
     try:
         return yaml.load(text, _Loader) if text.strip() else None
     except yaml.YAMLError as error:
-        raise RecipeError(f"is not a YAML value: {error}", key=key, value=text) from error
+        raise RecipeError(f"is not a YAML value: {_on_one_line(error)}", key=key, value=text) from error
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

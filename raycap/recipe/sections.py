@@ -53,13 +53,14 @@ class DataRecipe(Section):
     )
     root: str | None = Field(None, description="absolute path of the data set (also RAYCAP_DATA); not for scenes")
     splits: list[Literal["train", "dev", "test"]] = Field(
-        ["train", "dev", "test"], description="splits to import; their photographs must be there"
-    )
+        ["train", "dev", "test"], description="splits to import; their photographs must be there. Without dev, its "
+        "share of the images that have no split is train's"
+    )  # fmt: skip
     skip: list[str] | Literal["all"] = Field(
         [], description="kinds of bad input that are skipped, counted and listed instead of refused"
     )
     max_pixels: Positive = Field(64_000_000, description="images with more pixels are refused before decoding")
-    select_size: int | None = Field(None, description="training images kept for model selection; min(500, 10%)")
+    select_size: int | None = Field(None, ge=0, description="training images kept for model selection; min(500, 10%)")
     web_share: float = Field(
         0.0, ge=0, lt=1, description="share of the training images whose captions only CLIPs may see"
     )
@@ -97,6 +98,12 @@ class ClipModelRecipe(Section):
     pretrained: str = Field("train", description="`train` (here), an open_clip tag, or a local weights file")
     prompt: str = Field("A photo depicts ", description="put before every caption")
     seed: int = Field(0, ge=0, description="of weights and order when trained here")
+
+
+def same_backbone(one: ClipModelRecipe, other: ClipModelRecipe) -> bool:
+    """Whether two CLIPs are one network: a name's `-quickgelu` only says how its weights were trained."""
+    names = {clip.model.lower().removesuffix("-quickgelu") for clip in (one, other)}
+    return len(names) == 1
 
 
 class ClipTrainRecipe(Section):
@@ -148,7 +155,13 @@ class GridWindow(Section):
     views: bool = Field(True, description="sees the stored views too, where `features.views` made some")
 
 
-class MLERecipe(GridWindow):
+class Learning(GridWindow):
+    micro_batch: Positive = Field(
+        64, description="captions whose gradient is computed at a time; more need more memory, on a GPU they are faster"
+    )
+
+
+class MLERecipe(Learning):
     epochs: Positive = Field(20, description="at most")
     epoch_steps: Positive = Field(
         1, description="an epoch, after which `select` is looked at, has so many steps or more: few images are gone "
@@ -210,7 +223,7 @@ def looks_through_clip(name: str, reward: RewardRecipe) -> bool:
     return name in (*THROUGH_CLIP, "critic") or bool(reward.source)
 
 
-class SCSTRecipe(GridWindow):
+class SCSTRecipe(Learning):
     steps: Positive = Field(200, description="learner steps")
     batch_size: Positive = Field(40, description="images a step")
     lease_size: Positive = Field(20, description="images a lease: the unit of generation, reward and loss")
@@ -240,7 +253,8 @@ class SCSTRecipe(GridWindow):
 class EvaluateRecipe(Section):
     split: Literal["train", "select", "dev", "test"] = Field("test", description="what the table reports on")
     metrics: list[Metric] = Field(
-        ["bleu", "rouge", "cider", "clipscore"], description="also refcompare, meteor, spice (Java)"
+        ["bleu", "rouge", "cider", "clipscore"],
+        description="also refcompare, meteor, spice (Java: a minute and more; `raycap evaluate` computes them)",
     )
     decodings: list[Literal["greedy", "beam"]] = Field(["greedy", "beam"], description="of every row's captions")
     beam_size: Positive = Field(3, description="of the beam search")
@@ -264,6 +278,13 @@ class ClusterRecipe(Section):
     learner_cpus: float = Field(0.5, gt=0, description="of each rank")
     learner_gpus: float | None = Field(None, ge=0, description="of each rank; an equal share when null; 0: CPU")
     learner_threads: Positive = Field(2, description="torch threads of a rank, and of learning in one process")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of products; bfloat16 is used where a measurement at the start says that it is faster"
+    )
+    learner_recompute: bool = Field(
+        False, description="the LM's blocks compute their activations again instead of keeping them: less memory, a "
+        "third more time"
+    )  # fmt: skip
     lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")
     max_failures: int = Field(2, ge=0, description="restarts of the learner's worker group")
     quarantine_after: Positive = Field(3, description="a lease that killed this many workers is set aside")

@@ -20,6 +20,7 @@ from raycap.recipe.sections import (
     SCSTRecipe,
     Section,
     looks_through_clip,
+    same_backbone,
 )
 
 Stage = Literal["prepare", "clip", "features", "mle", "scst", "mle_continued", "evaluate"]
@@ -64,7 +65,7 @@ class Recipe(Section):
             raise ValueError("data.num_labeled and data.labeled_fraction are both set: keep one")
         if self.clip.reward is not None and self.clip.reward == self.clip.judge:
             raise ValueError("clip.judge is the same as clip.reward: the CLIP that rewards must not judge")
-        if self.clip.reward and self.clip.judge and self.clip.reward.model == self.clip.judge.model:
+        if self.clip.reward and self.clip.judge and same_backbone(self.clip.reward, self.clip.judge):
             raise ValueError(
                 f"clip.judge.model = {self.clip.judge.model!r}: the judge needs another backbone than clip.reward"
             )

@@ -10,15 +10,21 @@ from raycap.metrics.cider import EOS, DocumentFrequency, cider_d, prepare_refere
 from raycap.metrics.ptb import tokenize
 from raycap.rewards.context import Context
 from raycap.types import CaptionBatch
+from raycap.whole_file import write_whole
 
 
 def write_document_frequency(references: Mapping[str, Sequence[str]], file: Path, *, eos: bool) -> None:
     """Count document frequencies over all labelled images once and put them into a file, atomically."""
     tokenized = {image_id: [tokenize(text) for text in texts] for image_id, texts in references.items()}
     frequency = DocumentFrequency.from_references(tokenized, eos=EOS if eos else None)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_bytes(frequency.to_bytes())
-    temporary.replace(file)
+    write_whole(file, frequency.to_bytes())
+
+
+# The stage counts them before any component is built, and goes by that name.
+_ONE_SETTING = (
+    "they are counted once a run, with the `eos` of the component named `cider` (true without one): name this "
+    "component `cider`, without `source`, and give every CIDEr-D of the run the same `eos`"
+)
 
 
 class CiderReward:
@@ -34,7 +40,7 @@ class CiderReward:
         frequency = DocumentFrequency.from_bytes(context.document_frequency.read_bytes())
         if (frequency.eos is not None) != eos:
             raise RecipeError("the document frequencies were counted with the other setting",
-                              key="rewards.cider.options.eos", value=eos, remedy="rerun=stale")  # fmt: skip
+                              key="rewards.cider.options.eos", value=eos, remedy=_ONE_SETTING)  # fmt: skip
         references = context.labelled_references()
         tokenized = {image_id: [tokenize(text) for text in texts] for image_id, texts in references.items()}
         self.known = frozenset(tokenized)

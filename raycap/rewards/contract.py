@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,6 +128,10 @@ def load_dotted(path: str, *, key: str) -> Any:
     return getattr(found, attribute)
 
 
+# What `list` would take apart without complaint: a dict's keys, a set in any order, the codes of bytes.
+_NO_SEQUENCE = (Mapping, Set, str, bytes, bytearray, memoryview)
+
+
 def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDArray[np.float32]:
     """Ask a component and hold its answer to the contract; identical captions of one image are scored once.
 
@@ -135,7 +139,8 @@ def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDAr
         float32 [N], NaN where the component said None.
 
     Raises:
-        RewardError: the component raised, or returned NaN, infinity, no number, or a wrong number of values.
+        RewardError: the component raised, or returned NaN, infinity, no number, a wrong number of values, or what is no
+            sequence (a dict, a set).
     """
     keys = list(zip(batch.image_ids, batch.captions, batch.finished, strict=True))
     places: dict[tuple[str, str, bool], int] = {}
@@ -144,12 +149,16 @@ def checked_scores(name: str, component: Component, batch: CaptionBatch) -> NDAr
     ids, captions, finished = zip(*places, strict=True) if places else ((), (), ())
     unique = CaptionBatch(tuple(ids), tuple(captions), tuple(finished))
     try:
-        answer = list(component.score(unique))
+        said = component.score(unique)
+        answer = [] if isinstance(said, _NO_SEQUENCE) else list(said)
     except RaycapError:
         raise
     except (Exception, SystemExit) as error:
         what = f"raised {type(error).__name__}: {error}; {len(unique)} captions were asked"
         raise _fault(name, what, unique, 0, "mend the component; nothing was trained on this step") from error
+    if isinstance(said, _NO_SEQUENCE):
+        what = f"returned a {type(said).__name__}, whose members are not one reward after the other"
+        raise _fault(name, what, unique, 0, "return a list: one value a caption, in their order")
     if len(answer) != len(unique):
         what = f"returned {len(answer)} values for {len(unique)} captions"
         raise _fault(name, what, unique, min(len(answer), len(unique) - 1), "return one value a caption")

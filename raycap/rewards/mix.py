@@ -40,17 +40,17 @@ class Mix:
         return bool(self._plateaus)
 
     def at(self, step: int) -> dict[str, float]:
-        """Weights of the update that makes version `step` + 1."""
+        """Weights of the update that makes version `step` (1, 2, ...), which the log calls by that number."""
         return {name: self._weight(name, reward, step) for name, reward in self.rewards.items()}
 
     def look(self, step: int, figures: Mapping[str, float]) -> dict[str, float]:
-        """A look at `select` before the update of `step`; new weights of the components that it switched.
+        """A look at `select` after the update `step` (0: before the first); new weights of what it switched.
 
         Args:
             figures: at least those that plateaus of this mix watch.
         """
         switched = [name for name, plateau in self._plateaus.items() if plateau.look(step, figures)]
-        return {name: self.at(step)[name] for name in switched}
+        return {name: self.at(step + 1)[name] for name in switched}
 
     def _weight(self, name: str, reward: RewardRecipe, step: int) -> float:
         schedule = reward.schedule

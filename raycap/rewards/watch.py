@@ -7,6 +7,7 @@ from typing import Any
 
 FALL = 0.03  # of its value: what counts as the fall of a held-out figure that should rise
 RISE = 0.02  # of its value: what counts as a component's climb
+LENGTH = "select_length"
 POINT = 0.01  # a share that should be low counts as worse from this on
 
 
@@ -15,7 +16,8 @@ class HackingWatch:
 
     (Our own; the symptom is that of Gao et al. 2023, fig. 1: the rewarded score rises, the one that counts falls.)
 
-    Both are compared with `window` looks ago, so that the noise of one look says nothing.
+    Both are compared with `window` looks ago, so that the noise of one look says nothing; the length of captions is
+    compared with the first look, so that a slow drift is seen as well.
 
     Held-out figures are those of the greedy captions of `select`: `select_cider` should rise, `select_bad_endings` and
     `select_repetition` should stay low, `select_length` should stay within a quarter of its first value. A component of
@@ -29,6 +31,7 @@ class HackingWatch:
         self._counts: dict[str, int] = {}
         self._looks: list[dict[str, float]] = []
         self._said: set[str] = set()
+        self._first_length: float | None = None
 
     def observe(self, values: Mapping[str, Any]) -> None:
         """The log values of one step."""
@@ -43,9 +46,13 @@ class HackingWatch:
         means = {key: self._sums[key] / self._counts[key] for key in self._sums}
         self._sums, self._counts = {}, {}
         self._looks = [*self._looks, {**means, **held_out}][-(self.window + 1) :]
+        if self._first_length is None:
+            self._first_length = held_out.get(LENGTH)
         if len(self._looks) <= self.window:
             return []
-        then, now = self._looks[0], self._looks[-1]
+        then, now = dict(self._looks[0]), self._looks[-1]
+        if self._first_length is not None:
+            then[LENGTH] = self._first_length
         rewarded = [key for key in means if key not in self._idle and key in then]
         climbing = [key for key in rewarded if now[key] - then[key] > RISE * max(abs(then[key]), 1e-6)]
         watched = [key for key in (*held_out, *sorted(self._idle)) if key in then and key in now]
@@ -57,11 +64,15 @@ class HackingWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Taken right after a look, when nothing is summed up yet."""
-        return {"looks": [dict(look) for look in self._looks], "said": sorted(self._said), "idle": sorted(self._idle)}
+        return {"looks": [dict(look) for look in self._looks], "said": sorted(self._said), "idle": sorted(self._idle),
+                "first_length": self._first_length}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._looks, self._said = [dict(look) for look in state["looks"]], set(state["said"])
         self._idle = set(state["idle"])
+        # states of raycap before this figure was kept: the oldest look that they know
+        oldest = self._looks[0].get(LENGTH) if self._looks else None
+        self._first_length = state.get("first_length", oldest)
 
 
 def _weight_of(key: str) -> str:
@@ -71,7 +82,7 @@ def _weight_of(key: str) -> str:
 def _worse(figure: str, then: float, now: float) -> bool:
     if figure in ("select_bad_endings", "select_repetition"):
         return now - then >= POINT
-    if figure == "select_length":
+    if figure == LENGTH:
         return abs(now - then) > 0.25 * then
     return then - now > FALL * abs(then)
 
@@ -79,8 +90,9 @@ def _worse(figure: str, then: float, now: float) -> bool:
 def _sentence(component: str, figure: str, then: Mapping[str, float], now: Mapping[str, float], looks: int) -> str:
     name = component.split("/")[1]
     fallen = f"the unrewarded {figure.split('/')[1]}" if figure.startswith("reward/") else figure
+    since = " since the first look" if figure == LENGTH else ""
     climb = f"{then[component]:.3f} to {now[component]:.3f}"
     return (f"over {looks} looks the reward {name} climbed from {climb} on training images "
-            f"while {fallen} went from {then[figure]:.3f} to {now[figure]:.3f}: it may be exploited, or the "
+            f"while {fallen} went from {then[figure]:.3f} to {now[figure]:.3f}{since}: it may be exploited, or the "
             f"images learned by heart; lower its weight, add a brake (length, repetition, bad_ending), or stop here "
             "(the best checkpoint is kept)")  # fmt: skip

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycap.data.images import open_image
-from raycap.errors import DataError
+from raycap.errors import DataError, WorkFailed
 from raycap.models.checkpoint import write_folder
 from raycap.models.clip import Clip, fill_clip, new_clip
 from raycap.recipe import ClipModelRecipe, ClipTrainRecipe
@@ -83,6 +83,9 @@ def train_clip(
             loss = loss_of(image, text, scale)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if not bool(torch.isfinite(loss)):
+                raise WorkFailed(f"the loss of step {step} is not finite", key="loss", value=float(loss.detach()),
+                                 remedy="lower clip.train.lr")  # fmt: skip
             optimizer.step()
             with torch.no_grad():  # as in the paper: the temperature never falls below 1/100
                 clip.model.logit_scale.clamp_(0, float(np.log(100)))

@@ -21,6 +21,7 @@ from raycap.errors import CheckpointError
 from raycap.models.checkpoint import WEIGHTS, fill_captioner, read_about, recover_folder, save_captioner, write_folder
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import load_tokenizer
+from raycap.whole_file import write_whole
 
 TRAINER = "trainer.pt"
 
@@ -117,9 +118,7 @@ class FolderJournal:
                 continue
             if record.get("step", -1) <= step or "event" in record:
                 kept.append(line)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(file)
+        write_whole(file, "".join(line + "\n" for line in kept))
 
 
 def _raise_if_storage_fails(error: Exception, folder: Path) -> None:

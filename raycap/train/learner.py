@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycap.data.features import FeatureStore
-from raycap.errors import WorkFailed
+from raycap.models.precision import computing_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import snapshot
 from raycap.recipe import SCSTRecipe
@@ -22,7 +22,7 @@ from raycap.rewards.mix import Mix
 from raycap.rl.advantages import Advantages, combine, shares_of
 from raycap.rl.diagnostics import ratio_diagnostics
 from raycap.rl.losses import denominator_of, importance_weights, policy_gradient_loss
-from raycap.train.optimizing import Alone, Average, Group, set_lr, warmup_linear
+from raycap.train.optimizing import Alone, Average, Group, clip_gradients, micro_batches, set_lr, warmup_linear
 from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
 
@@ -38,6 +38,7 @@ class Learner:
         weights: of the reward components, constant or a `Mix`.
         group: the ranks that learn together; each `update` gets this rank's leases.
         seed: of the run: the captioner sees the views that generated the captions.
+        precision: of products; parameters, sums and the optimizer are float32.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class Learner:
         group: Group | None = None,
         *,
         seed: int = 0,
+        precision: torch.dtype = torch.float32,
     ) -> None:
-        self.seed = seed
+        self.seed, self.precision = seed, precision
         self.captioner, self.features, self.recipe = captioner.eval(), features, recipe
         self.mix = weights if isinstance(weights, Mix) else Mix.constant(weights)
         self.group = group or Alone()
@@ -82,13 +84,13 @@ class Learner:
         denominator = self.group.sum_values([sum(counts)])[0]
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, diagnostics = 0.0, []
-        for rollout, mix, (tokens, mask, behavior, advantages) in zip(rollouts, mixed, batches, strict=True):
-            if not len(tokens):
+        for rollout, mix, batch in zip(rollouts, mixed, batches, strict=True):
+            if not len(batch[0]):
                 continue
             seen = seen_by(self.captioner, self.features, rollout.lease, recipe, seed=self.seed, kept=mix.kept)
-            loss, logprobs = self._loss(seen, tokens, mask, behavior, advantages, denominator)
-            loss.backward()
-            loss_sum += float(loss.detach())
+            loss, logprobs = self._accumulate(seen, batch, denominator)
+            loss_sum += loss
+            _, mask, behavior, _ = batch
             diagnostics.append(ratio_diagnostics(logprobs, behavior, mask))
         self.group.sum_gradients(self.parameters)
         norm = self._apply()
@@ -103,8 +105,11 @@ class Learner:
         }
 
     def _weights(self) -> dict[str, float]:
-        """Weights of this step; what hangs on `select` is known to rank 0, which alone looks at it."""
-        mine = self.mix.at(self.step)
+        """Weights of the update that the log calls step `self.step` + 1.
+
+        What hangs on `select` is known to rank 0, which alone looks at it.
+        """
+        mine = self.mix.at(self.step + 1)
         if not self.mix.has_state:
             return mine
         values = self.group.sum_values(list(mine.values()) if self.group.rank == 0 else [0.0] * len(mine))
@@ -121,6 +126,23 @@ class Learner:
         arrays = (generation.tokens, mask, generation.behavior_logprobs, values)
         return tuple(torch.from_numpy(a[rows]).clone().to(device) for a in arrays)  # type: ignore[return-value]
 
+    def _accumulate(
+        self, seen: Tensor, batch: tuple[Tensor, Tensor, Tensor, Tensor], denominator: float
+    ) -> tuple[float, Tensor]:
+        """Gradients of a lease, a few images at a time, so that the memory does not grow with K or the lease.
+
+        Returns:
+            The lease's loss, and its log-probabilities [N, T], without gradient.
+        """
+        loss_sum, logprobs = 0.0, []
+        for images, rows in micro_batches(len(seen), self.recipe.num_samples, self.recipe.micro_batch):
+            tokens, mask, behavior, advantages = (part[rows] for part in batch)
+            loss, scored = self._loss(seen[images], tokens, mask, behavior, advantages, denominator)
+            loss.backward()
+            loss_sum += float(loss.detach())
+            logprobs.append(scored.detach())
+        return loss_sum, torch.cat(logprobs)
+
     def _loss(
         self,
         seen: Tensor,
@@ -131,8 +153,9 @@ class Learner:
         denominator: float,
     ) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
-        conditioning = self.captioner.encode(seen)
-        logprobs = self.captioner.score(conditioning, tokens, mask, temperature=recipe.temperature)
+        with computing_in(self.precision, tokens.device):
+            conditioning = self.captioner.encode(seen)
+            logprobs = self.captioner.score(conditioning, tokens, mask, temperature=recipe.temperature)
         weights = None
         if recipe.max_policy_lag > 0 and recipe.importance != "none":
             weights = importance_weights(logprobs, behavior, mask, level=recipe.importance, cap=recipe.importance_cap)
@@ -143,16 +166,13 @@ class Learner:
 
     def _apply(self) -> float:
         recipe = self.recipe
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, recipe.grad_clip)
-        if not bool(torch.isfinite(norm)):
-            raise WorkFailed(f"the gradient of step {self.step} is not finite", key="grad_norm", value=float(norm),
-                             remedy="the last checkpoint is unharmed; lower scst.lr")  # fmt: skip
+        norm = clip_gradients(self.parameters, recipe.grad_clip, step=self.step, remedy="lower scst.lr")
         factor = warmup_linear(self.step, warmup=recipe.warmup_steps, total=recipe.steps, floor=recipe.lr_floor)
         set_lr(self.optimizer, recipe.lr * factor)
         self.optimizer.step()
         self.average.update()
         self.step += 1
-        return float(norm)
+        return norm
 
 
 def digest(rollouts: Sequence[Rollouts]) -> str:

@@ -6,23 +6,28 @@ CIDEr-D on `select`, a checkpoint, and the best captioner so far. It stops when 
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from raycap.data.features import FeatureStore
+from raycap.models.precision import computing_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import MLERecipe
 from raycap.rl.losses import cross_entropy
 from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
-from raycap.train.optimizing import Alone, Average, Group, adamw, set_lr, warmup_cosine
+from raycap.train.optimizing import Alone, Average, Group, adamw, clip_gradients, micro_batches, set_lr, warmup_cosine
 from raycap.train.resuming import load_training_state, same_step, training_state
 from raycap.train.seeding import DROPOUT, seed_torch
 from raycap.train.validation import BestKeeper, Validator
 from raycap.train.views import training_views
+from raycap.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,17 @@ class Control:
 
     Attributes:
         steps: planned steps; the learning rate falls over them.
-        seconds: when given, it is these seconds of training that end it, not the steps.
+        seconds: when given, the steps are those that take so long: once a quarter of the seconds is over its pace says
+            how many, and that number holds, whatever happens to the pace or the process afterwards.
+        record: file with that number, JSON; a resumed control takes it from there.
     """
 
     steps: int
     seconds: float | None = None
+    record: Path | None = None
+
+
+_PACE_SHARE = 0.25
 
 
 def train_mle(
@@ -49,12 +60,14 @@ def train_mle(
     journal: Journal,
     group: Group | None = None,
     control: Control | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Train until `select` no longer improves, or as the `control` says when given.
 
     Args:
         captioner: trained in place; at the end it holds the last step's weights, the best ones are in the journal.
         labelled: captions that may be read. Each rank takes its share of every batch's images.
+        precision: of products; parameters, sums and the optimizer are float32.
 
     Returns:
         best_cider, best_step, steps, seconds.
@@ -72,6 +85,8 @@ def train_mle(
     started = time.perf_counter()
 
     limit = control.seconds if control else None
+    if control and control.record and control.record.exists():
+        planned, limit = int(json.loads(control.record.read_text())["steps"]), None
 
     def spent() -> float:
         """Seconds of training so far; where they decide something, rank 0's for all ranks."""
@@ -90,7 +105,7 @@ def train_mle(
     while not ended:
         factor = warmup_cosine(step, warmup=recipe.warmup_steps, total=total, floor=recipe.lr_floor)
         set_lr(optimizer, recipe.lr * factor)
-        losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group))
+        losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group, precision))
         average.update()
         step += 1
         ended = over()
@@ -105,7 +120,10 @@ def train_mle(
             ended = over()  # this look may have been the one that patience waited for
         elapsed = spent()
         if limit is not None:
-            total = step if ended else max(step + 1, round(step * limit / elapsed))
+            total = step if ended else max(step + 1, math.ceil(step * limit / elapsed))
+            if elapsed >= _PACE_SHARE * limit:
+                planned, limit = total, None
+                _record_steps(control, total, group)
         journal.log({**record, "total_steps": total, "seconds": elapsed})
         if due:
             journal.save(step, captioner, training_state(optimizer, average, keeper, elapsed))
@@ -115,7 +133,7 @@ def train_mle(
 
 def _step(
     captioner: PrefixCaptioner, labelled: LabelledSet, features: FeatureStore, recipe: MLERecipe,
-    optimizer: torch.optim.Optimizer, seed: int, step: int, group: Group,
+    optimizer: torch.optim.Optimizer, seed: int, step: int, group: Group, precision: torch.dtype,
 ) -> float:  # fmt: skip
     """One optimizer step; the mean cross-entropy a token over all ranks."""
     batch = labelled.batch(step, batch_size=recipe.batch_size, captions_per_image=recipe.captions_per_image, seed=seed)
@@ -128,15 +146,24 @@ def _step(
     mask = torch.from_numpy(batch.loss_mask[rows]).to(device)
     places = range(len(batch.image_ids))[share]  # in the batch: a view does not depend on the number of ranks
     seen = training_views(captioner, features, batch.image_ids[share], recipe, seed=seed, step=step, positions=places)
-    conditioning = captioner.encode(seen)
-    logprobs = captioner.score(conditioning, torch.from_numpy(batch.tokens[rows]).to(device), mask)
-    loss = cross_entropy(logprobs, mask, denominator=float(batch.loss_mask.sum()))
+    tokens = torch.from_numpy(batch.tokens[rows]).to(device)
+    denominator, loss_sum = float(batch.loss_mask.sum()), 0.0
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    for images, part in micro_batches(len(seen), recipe.captions_per_image, recipe.micro_batch):
+        with computing_in(precision, device):
+            logprobs = captioner.score(captioner.encode(seen[images]), tokens[part], mask[part])
+        loss = cross_entropy(logprobs, mask[part], denominator=denominator)
+        loss.backward()
+        loss_sum += float(loss.detach())
     group.sum_gradients(captioner.parameters())
-    torch.nn.utils.clip_grad_norm_(captioner.parameters(), recipe.grad_clip)
+    clip_gradients(captioner.parameters(), recipe.grad_clip, step=step, remedy="lower mle.lr (mle_continued.lr)")
     optimizer.step()
-    return group.sum_values([float(loss.detach())])[0]
+    return group.sum_values([loss_sum])[0]
+
+
+def _record_steps(control: Control | None, steps: int, group: Group) -> None:
+    if control and control.record and group.rank == 0:
+        write_whole(control.record, json.dumps({"steps": steps}))
 
 
 def _look(

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from raycap.errors import WorkFailed
+
 
 class Group(Protocol):
     """The ranks that learn together. `sum_gradients` adds up in a fixed order, so a run repeats itself."""
@@ -58,6 +60,19 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         part["lr"] = lr
 
 
+def micro_batches(images: int, group: int, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a batch into pieces whose gradients are summed: the images of each piece, and their rows.
+
+    Args:
+        group: captions of an image, which are neighbours; they stay together.
+        rows: captions that a piece may have; one image at least.
+    """
+    size = max(1, rows // group)
+    for start in range(0, images, size):
+        stop = min(start + size, images)
+        yield slice(start, stop), slice(start * group, stop * group)
+
+
 def adamw(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with decay on matrices only: biases, norms and embeddings' scale are left alone."""
     trainable = [p for p in module.parameters() if p.requires_grad]
@@ -66,6 +81,19 @@ def adamw(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.A
         {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, *, step: int, remedy: str) -> float:
+    """Scale gradients down to a norm of `limit`; the norm before.
+
+    Raises:
+        WorkFailed: it is not finite. A step with it would make every weight NaN.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    if not bool(torch.isfinite(norm)):
+        raise WorkFailed(f"the gradient of step {step} is not finite", key="grad_norm", value=float(norm),
+                         remedy=f"the last checkpoint is unharmed; {remedy}")  # fmt: skip
+    return float(norm)
 
 
 class Average:

@@ -15,6 +15,7 @@ import torch
 
 from raycap.data.features import FeatureStore
 from raycap.decoding.sample import generate
+from raycap.models.precision import copy_in, refresh
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, SCSTRecipe
 from raycap.rewards.contract import Component, score_generation
@@ -41,27 +42,31 @@ def train_scst(
     max_length: int,
     seed: int,
     journal: Journal,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Train for `recipe.steps` steps from the captioner's present weights.
 
     Args:
         components: the reward by name; `weights` has the same names.
+        precision: of products; the parameters that learn are float32.
 
     Returns:
         best_cider, best_step, start_cider, steps, seconds.
     """
-    learner = Learner(captioner, features, recipe, weights, seed=seed)
+    learner = Learner(captioner, features, recipe, weights, seed=seed, precision=precision)
     steering = Steering(learner.mix, recipe.collapse_share, recipe.watch_looks)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     started = time.perf_counter()
+    actor = copy_in(precision, captioner)
     if learner.step == 0:
         torch.set_num_threads(cluster.learner_threads)
         first_look(learner, validator, steering, journal)
     while learner.step < recipe.steps:
         rollouts = []
         torch.set_num_threads(cluster.rollout_threads)
+        refresh(actor, captioner)
         for lease in schedule.leases(learner.step):
-            generation = generate_lease(captioner, features, lease, recipe, max_length=max_length, seed=seed)
+            generation = generate_lease(actor, features, lease, recipe, max_length=max_length, seed=seed)
             scores = {name: score_generation(name, c, lease.image_ids, generation) for name, c in components.items()}
             rollouts.append(Rollouts(lease, learner.weights_id, generation, scores))
         torch.set_num_threads(cluster.learner_threads)

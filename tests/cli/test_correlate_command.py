@@ -150,7 +150,10 @@ def test_faults_of_a_file_of_ones_own(refused, tmp_path: Path) -> None:
     file = tmp_path / "judged.jsonl"
     good = '{"image_id": "x", "caption": "a", "references": ["b"], "score": 1}\n'
     for bad in ("{", "[]", '{"caption": "a"}', good.replace('["b"]', "[]"), good.replace("1}", '"1"}'),
-                good.replace("1}", "true}"), good.replace("1}", "NaN}")):  # fmt: skip
+                good.replace("1}", "true}"), good.replace("1}", "NaN}"), good.replace("1}", "1" + "0" * 400 + "}"),
+                good.replace('"image_id": "x", ', ""), good.replace('"x"', "1.5"), good.replace('"x"', "true"),
+                good.replace('"x"', '""'), good.replace("1}", '1, "score": 2}'), good.replace('["b"]', '["b", 3]'),
+                good.replace('["b"]', '[" "]'), good.replace('"a"', "null")):  # fmt: skip
         file.write_text(good + bad + "\n")
         assert f"{file}:2" in refused("correlate", "--judgements", file)
     file.write_text(good)
@@ -158,3 +161,5 @@ def test_faults_of_a_file_of_ones_own(refused, tmp_path: Path) -> None:
     assert "gone.jsonl" in refused("correlate", "--judgements", tmp_path / "gone.jsonl")
     assert "--root" in refused("correlate", "--judgements", "flickr8k-expert")
     assert "choose from" in refused("correlate", "--judgements", file, "--metrics", "beauty")
+    line = refused("correlate", "--judgements", tmp_path / "gone.jsonl", "--out", tmp_path)
+    assert line.startswith(f"raycap: --out = '{tmp_path}': is a folder")

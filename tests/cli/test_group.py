@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from raycap.cli.group import Raycap, as_options, options, write_text
+from raycap.cli.group import Raycap, as_options, options, write_json, write_text
 from raycap.data.images import ImageBroken
 from raycap.errors import DataError, RaycapError, RecipeError, Refused, WorkFailed
 from raycap.recipe import Recipe, list_recipes, load_recipe
@@ -94,11 +94,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch: pytest.Mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(Refused, match=r"a\.json.*No space left"):
         write_text(tmp_path / "new" / "a.json", "new")
     monkeypatch.undo()
     assert (tmp_path / "new" / "a.json").read_text() == "old"
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(Refused, match=r"--per-image = .*a\.json.*No space left"):
+        write_text(tmp_path / "new" / "a.json", "new", "--per-image")
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"], "the unfinished file is left behind"
+    assert (tmp_path / "new" / "a.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_json_has_no_nan(tmp_path, bad: float) -> None:
+    with pytest.raises(WorkFailed, match="no finite number"):
+        write_json(tmp_path / "a.json", {"metrics": {"clipscore": bad}})
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_lists_the_commands_and_each_has_its_own(raycap) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from raycap.data.images import open_image
+from raycap.metrics import java as java_module
+from raycap.metrics import score as score_module
 from raycap.metrics.score import score_captions
 from raycap.models.clip import load_trained_clip
 from tests.tiny_run import TinyRun
@@ -20,6 +23,7 @@ REFERENCES = {
     "1": ["A man speaks.", "someone speaks", "A man is speaking while a bird is chirping in the background"],
     "2": ["Rain is falling hard on a surface."],
 }
+COCO_CAPTION = ["bleu", "rouge", "cider", "meteor", "spice"]
 COCO = {
     "images": [{"id": 1, "file_name": "x.png"}, {"id": 2, "file_name": "y.png"}],
     "annotations": [
@@ -31,6 +35,12 @@ COCO = {
 def write(file: Path, content: Any) -> Path:
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     return file
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Java machines take seconds to start, and not every machine has one."""
+    monkeypatch.setattr(java_module, "find_java", lambda: None)
 
 
 @pytest.fixture
@@ -53,10 +63,37 @@ def score(raycap, files):
 
 def test_the_json_goes_out_and_the_table_to_standard_error(score) -> None:
     result, content = score()
-    assert content == score_captions(CANDIDATES, REFERENCES).to_json()
+    assert content == score_captions(CANDIDATES, REFERENCES, COCO_CAPTION).to_json()
     assert content["metrics"]["cider_d"] == pytest.approx(0.9613547163493905, abs=1e-12)
     assert "cider_d              0.9614" in result.stderr.split("\n")
     assert "2 images" in result.stderr
+
+
+def test_all_that_coco_caption_prints_is_the_default(score, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, content = score()
+    assert list(content["metrics"]) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
+    assert content["unavailable"].keys() == {"meteor", "spice"}
+    assert all("no Java" in why for why in content["unavailable"].values())
+    for name, value in (("meteor", 0.25), ("spice", 0.125)):
+        monkeypatch.setattr(score_module, name, lambda *_, value=value: (value, [value, value]))
+    result, content = score()
+    assert (content["metrics"]["meteor"], content["metrics"]["spice"], content["unavailable"]) == (0.25, 0.125, {})
+    assert "spice                0.1250" in result.stderr.split("\n")
+
+
+def test_a_metric_by_the_key_of_its_output(score) -> None:
+    _, content = score("--metrics", "bleu_4,rouge_l,cider_d,bleu,bleu_1")
+    assert content == score_captions(CANDIDATES, REFERENCES, ["bleu", "rouge", "cider"]).to_json()
+    _, content = score("--metrics", "refclipscore,refcompare_own_refs,refcompare_pooled")
+    assert content["unavailable"].keys() == {"clipscore", "refcompare"}
+
+
+def test_a_figure_that_is_no_number_is_never_written(score, refused, files, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(score_module, "meteor", lambda *_: (float("nan"), [0.5, float("inf")]))
+    command = ["score", "--candidates", files[0], "--references", files[1], "--metrics", "meteor"]
+    for options in ([], ["--out", tmp_path / "out.json"], ["--per-image", tmp_path / "out.json"]):
+        assert "no finite number" in refused(*command, *options, code=1)
+    assert not list(tmp_path.glob("*out.json*"))
 
 
 def test_out_and_per_image(score, tmp_path: Path) -> None:
@@ -88,6 +125,7 @@ def test_partial_scoring_is_asked_for_and_counted(score, refused, files: tuple[P
     result, content = score("--allow-partial")
     assert content["left_out"] == {"candidates": 1, "references": 0}
     assert content["metrics"] == score_captions(CANDIDATES, REFERENCES).metrics
+    assert content["empty_candidates"] == 0
     assert "left out: 1 candidates, 0 references" in result.stderr
 
 
@@ -106,6 +144,7 @@ def test_empty_candidates_are_counted(score, files: tuple[Path, Path]) -> None:
         ([{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}], REFERENCES, "'1'"),
         (CANDIDATES, {**REFERENCES, "2": []}, "'2'"),
         (CANDIDATES, {**REFERENCES, "2": ["a", " "]}, "'2'"),
+        (CANDIDATES, {**REFERENCES, "2": [".", "😀"]}, "['2']"),
         (CANDIDATES, {**COCO, "images": COCO["images"][:1]}, "'2'"),
         ("[{", REFERENCES, "no valid JSON"),
         (CANDIDATES, "", "empty"),
@@ -119,6 +158,7 @@ def test_bad_input_is_refused_and_named(refused, tmp_path: Path, candidates: Any
 def test_options_that_do_not_fit_are_refused(refused, files: tuple[Path, Path], tmp_path: Path) -> None:
     command = ["score", "--candidates", files[0], "--references", files[1]]
     assert "choose from bleu" in refused(*command, "--metrics", "cider,beauty")
+    assert "choose from bleu" in refused(*command, "--metrics", "bleu_5")
     assert "choose from bleu" in refused(*command, "--metrics", ",")
     assert "need both" in refused(*command, "--images", tmp_path)
     assert "need both" in refused(*command, "--clip-model", "ViT-B-32", "--clip-pretrained", "openai")
@@ -127,7 +167,27 @@ def test_options_that_do_not_fit_are_refused(refused, files: tuple[Path, Path], 
         *command, "--images", tmp_path, "--clip-model", tmp_path, "--clip-pretrained", "openai"
     )
     assert "gone.json" in refused("score", "--candidates", tmp_path / "gone.json", "--references", files[1])
-    assert "cannot be written" in refused(*command, "--out", files[0] / "metrics.json")
+
+
+@pytest.mark.parametrize("option", ["--out", "--per-image"])
+def test_targets_are_looked_at_before_the_work(
+    refused, files, tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("the work was begun")
+
+    monkeypatch.setattr(score_module, "score_captions", work)
+    command = ["score", "--candidates", files[0], "--references", files[1], option]
+    for folder in (".", "/", "..", tmp_path, f"{tmp_path}/"):
+        line = refused(*command, folder)
+        assert line.startswith(f"raycap: {option} = '{Path(folder)}': is a folder (name a file in it)")
+    for place in (files[0] / "metrics.json", tmp_path / ("n" * 300) / "metrics.json", tmp_path / ("n" * 300)):
+        assert f"{option} = '{place}': cannot be written" in refused(*command, place)
+    if os.geteuid():  # root may write anywhere
+        tmp_path.chmod(0o500)
+        assert "read-only" in refused(*command, tmp_path / "metrics.json")
+        tmp_path.chmod(0o700)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(file.name for file in files)
 
 
 def test_metrics_by_clip_without_one_are_unavailable_and_not_0(score) -> None:

@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from raycap.data.detect import import_dataset
 from raycap.data.images import open_image
+from raycap.data.input_report import InputReport
 from raycap.evaluate.system import Decoding, System
 from raycap.metrics.files import read_candidates
 from tests.tiny_run import TinyRun, make_run
+
+WITHOUT_JAVA = "bleu,rouge,cider,clipscore"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,9 @@ def flickr8k(tmp_path: Path, tiny_run: TinyRun) -> Path:
 
 def test_evaluate_writes_what_it_promises(raycap, tmp_path: Path, tiny_run: TinyRun, captions) -> None:
     out = tmp_path / "new" / "out"
-    result = raycap("evaluate", "--checkpoint", tiny_run.stage, "--data", tiny_run.scenes, "--out", out)
+    result = raycap(
+        "evaluate", "--checkpoint", tiny_run.stage, "--data", tiny_run.scenes, "--out", out, "--metrics", WITHOUT_JAVA
+    )
     assert (result.exit_code, result.stdout) == (0, "")
     assert {path.name for path in out.iterdir()} == {
         "metrics.json", "captions.greedy.json", "captions.beam.json", "report.html", "input.json",
@@ -60,7 +66,7 @@ def test_evaluate_writes_what_it_promises(raycap, tmp_path: Path, tiny_run: Tiny
 
 
 def test_metrics_are_those_that_score_prints(raycap, tmp_path: Path, tiny_run: TinyRun) -> None:
-    out, options = tmp_path / "out", ["--metrics", "bleu,rouge,cider,clipscore"]
+    out, options = tmp_path / "out", ["--metrics", WITHOUT_JAVA]
     command = ["evaluate", "--checkpoint", tiny_run.stage / "checkpoints" / "step-000007", "--data", tiny_run.scenes]
     assert raycap(*command, "--out", out, *options).exit_code == 0
     entries = [json.loads(line) for line in (tiny_run.scenes / "captions.jsonl").read_text().splitlines()]
@@ -110,6 +116,59 @@ def test_evaluate_refuses_and_says_what_to_do(raycap, refused, tmp_path, tiny_ru
     assert "2000 allowed" in refused(*command, "--max-pixels", "2000")
     (tmp_path / "file").write_text("")
     assert "file" in refused(*command, "--out", tmp_path / "file")
+
+
+def test_all_metrics_are_computed_or_said_to_be_unavailable(raycap, tiny_run: TinyRun, monkeypatch) -> None:
+    for tool in ("meteor", "spice"):
+        monkeypatch.setattr(f"raycap.metrics.score.{tool}", lambda *sides, tool=tool: f"no Java for {tool}")
+    result = raycap("evaluate", "--checkpoint", tiny_run.stage, "--data", tiny_run.scenes)
+    assert result.exit_code == 0, result.output
+    for content in json.loads(result.stdout).values():
+        assert set(content["metrics"]) == {
+            "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "clipscore", "refclipscore",
+        }  # fmt: skip
+        assert content["unavailable"] == {"meteor": "no Java for meteor", "spice": "no Java for spice"}
+
+
+def test_what_was_refused_is_listed_in_out(refused, tmp_path: Path, tiny_run: TinyRun, flickr8k: Path) -> None:
+    out, command = tmp_path / "out", ["evaluate", "--checkpoint", tiny_run.stage, "--data", flickr8k]
+    for picture in tiny_run.pictures[:5]:
+        (flickr8k / "Flicker8k_Dataset" / picture.name).write_bytes(b"broken")
+    message = refused(*command)
+    assert "and 2 more" in message
+    assert ".json" not in message
+    out.mkdir()
+    (out / "metrics.json").write_text("of another evaluation")
+    assert f"all of them: {out / 'input.json'}" in refused(*command, "--out", out)
+    assert json.loads((out / "input.json").read_text())["refused"]["counts"] == {"image_broken": 5}
+    assert [path.name for path in out.iterdir()] == ["input.json"]
+
+
+def test_no_training_picture_of_a_captioner_is_in_the_test_split_of_its_own_folder(raycap, tmp_path: Path) -> None:
+    """A table of plain names beside images/ looks like the CSV layout, whose ids and pictures are not the folder's."""
+    run = make_run(tmp_path / "storage", ["data.format=folder", "data.splits=[train,test]", "data.seed=3"])
+    names = [f"{number}.png" for number in range(40)]
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (64, 64), (6 * number, 100, 200)).save(tmp_path / "mine" / "images" / name)
+    rows = [f"{name},picture number {number}" for number, name in enumerate(names)]
+    (tmp_path / "mine" / "captions.csv").write_text("\n".join(["image,caption", *rows]))
+    trained = {
+        split: {record.image_id for record in import_dataset(
+            tmp_path / "mine", format="folder", splits={"train", "test"}, seed=3, report=InputReport()
+        ) if record.split == split} for split in ("train", "test")
+    }  # fmt: skip
+    command = ["evaluate", "--checkpoint", run.stage, "--data", tmp_path / "mine", "--metrics", "bleu"]
+    for options in ([], ["--format", "csv"]):
+        result = raycap(*command, *options, "--out", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        made = read_candidates(tmp_path / "out" / "captions.greedy.json")
+        assert {f"images/{Path(image_id).name}" for image_id in made} == trained["test"]
+        assert (set(made) == trained["test"]) == (not options)
+    assert len(trained["train"]) + len(trained["test"]) == 40
+    result = raycap(*command, "--split", "dev")  # the recipe has none: these were trained on
+    assert result.exit_code == 2
+    assert "no image of the data set is in this split" in result.stderr
 
 
 def bomb() -> bytes:
@@ -207,6 +266,21 @@ def test_a_wrong_checkpoint_says_what_was_looked_for(refused, tmp_path: Path, ti
     assert "device = 'tpu9'" in refused("caption", picture, "--checkpoint", tiny_run.stage, "--device", "tpu9")
 
 
+def test_an_empty_path_is_not_the_folder_of_now(refused, tmp_path: Path, tiny_run: TinyRun) -> None:
+    checkpoint = ["--checkpoint", tiny_run.stage]
+    assert "the path is empty" in refused("caption", "", *checkpoint)
+    assert "the path is empty" in refused("caption", tiny_run.pictures[0], "--checkpoint", "")
+    assert "the path is empty" in refused("evaluate", *checkpoint, "--data", "")
+    assert "the path is empty" in refused("evaluate", *checkpoint, "--data", tmp_path, "--out", "")
+    assert "the path is empty" in refused("export", *checkpoint, "--out", "")
+
+
+def test_an_export_that_cannot_be_written_is_refused(refused, tmp_path: Path, tiny_run: TinyRun) -> None:
+    (tmp_path / "file").write_text("")
+    message = refused("export", "--checkpoint", tiny_run.stage, "--out", tmp_path / "file" / "export")
+    assert f"out = '{tmp_path / 'file' / 'export'}': cannot be written" in message
+
+
 def test_a_folder_without_a_picture_is_refused(refused, tmp_path: Path, tiny_run: TinyRun) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     assert "known endings: .avif" in refused("caption", tmp_path, "--checkpoint", tiny_run.stage)
@@ -221,7 +295,9 @@ def test_an_export_captions_when_its_run_is_gone(raycap, tmp_path: Path, caption
     scenes = shutil.move(run.scenes, tmp_path / "scenes")
     shutil.rmtree(tmp_path / "storage")
     checkpoint = tmp_path / "elsewhere" / "captioner"
-    result = raycap("evaluate", "--checkpoint", checkpoint, "--data", scenes, "--out", tmp_path / "out")
+    result = raycap(
+        "evaluate", "--checkpoint", checkpoint, "--data", scenes, "--out", tmp_path / "out", "--metrics", WITHOUT_JAVA
+    )
     assert result.exit_code == 0, result.output
     made = read_candidates(tmp_path / "out" / "captions.greedy.json")
     assert made == {picture.stem: caption for picture, caption in captions.items()}

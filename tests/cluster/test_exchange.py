@@ -152,6 +152,63 @@ def test_a_lease_that_kills_its_workers_is_quarantined_and_named() -> None:
     run(scenario())
 
 
+def test_leases_that_always_take_too_long_end_the_run_and_are_not_set_aside() -> None:
+    """Nobody died of them: a step without its images would be a wrong number, and a hang no answer."""
+
+    async def scenario() -> None:
+        hub = exchange(timeout_s=0.05, quarantine_after=2)
+        await started(hub)
+        for worker in ("w0", "w1"):
+            assert (await hub.lease(worker, None))["lease"].number == 0
+            await asyncio.sleep(0.1)
+        with pytest.raises(WorkFailed, match=r"cluster\.lease_timeout_s = 0\.05: .*2 times over.*raise it"):
+            await hub.take(0, 0, 1, 5)
+        assert hub.counts["quarantined"] == 0
+
+    run(scenario())
+
+
+def test_an_expired_lease_does_not_count_as_a_death() -> None:
+    async def scenario() -> None:
+        hub = exchange(timeout_s=0.05, quarantine_after=2)
+        weights = await started(hub)
+        await hub.lease("w0", None)
+        await asyncio.sleep(0.1)
+        again = (await hub.lease("w1", None))["lease"]
+        assert again.number == 0
+        await hub.worker_lost("w1")
+        third = (await hub.lease("w2", None))["lease"]
+        assert (third.number, third.attempt) == (0, 2)
+        assert await hub.deliver("w2", rollouts(third, weights))
+        assert hub.counts["quarantined"] == 0
+
+    run(scenario())
+
+
+def test_a_step_that_lost_all_its_leases_is_no_step() -> None:
+    async def scenario() -> None:
+        hub = exchange(quarantine_after=1)
+        await started(hub)
+        for worker in ("w0", "w1"):
+            await hub.lease(worker, None)
+            await hub.worker_lost(worker)
+        with pytest.raises(WorkFailed, match=r"step = 0: every lease of it was set aside"):
+            await hub.take(0, 0, 1, 5)
+
+    run(scenario())
+
+
+def test_what_a_worker_could_not_do_is_told_to_a_learner_that_starts_later() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        await hub.fail(RewardError("cannot be read", key="checkpoint"))
+        await started(hub)
+        with pytest.raises(RewardError, match="cannot be read"):
+            await hub.take(0, 0, 1, 5)
+
+    run(scenario())
+
+
 def test_another_incarnation_is_dropped() -> None:
     async def scenario() -> None:
         hub = exchange()

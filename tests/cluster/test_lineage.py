@@ -82,6 +82,18 @@ def test_systems_of_another_lineage_are_not_compared(storage: Path) -> None:
     check_inputs(again)
 
 
+@pytest.mark.parametrize(("judge", "allowed"), [("ViT-B-32-quickgelu", False), ("RN50", True)])
+def test_the_clip_that_rewarded_an_earlier_job_does_not_judge_it(tmp_path: Path, judge: str, allowed: bool) -> None:
+    rewarding = {"clip": {"reward": {"model": "ViT-B-32", "pretrained": "openai"}}, "rewards": {"clip": {}}}
+    finish(run_of(tmp_path, EVERYTHING, **rewarding), *EVERYTHING)
+    later = run_of(tmp_path, ["evaluate"], clip={"judge": {"model": judge, "pretrained": "openai"}})
+    if allowed:
+        check_inputs(later)
+        return
+    with pytest.raises(RecipeError, match=r"clip\.judge = 'ViT-B-32-quickgelu': SCST was rewarded by 'ViT-B-32'"):
+        check_inputs(later)
+
+
 def test_clips_that_nobody_trained_are_missed_before_anything_is_done(tmp_path: Path) -> None:
     clip = {"judge": {"model": "raycap-scenes-judge", "seed": 2}, "reward": {"model": "raycap-scenes-reward"}}
     stages = ["prepare", "features", "mle", "scst"]

@@ -6,13 +6,14 @@ import json
 import os
 import pickle
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from raycap.cluster import training_stages
+from raycap.cluster import reward_pool, training_stages
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.run import run_recipe
 from raycap.errors import RewardError
@@ -130,3 +131,22 @@ def test_a_run_ends_with_the_component_and_the_caption(ray_session: Any, tiny_ru
     assert failed.value.exit_code == 1
     assert [r["step"] for r in read_log(run.path("scst", 0))] == [0], "nothing was learned from it"
     assert not (run.path("scst", 0) / "finished.json").exists()
+
+
+def test_an_actor_that_is_slow_to_start_is_spoken_of(
+    ray_session: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the cluster has no room for it, nothing else would say why nothing happens."""
+
+    class Slow:
+        def ready(self) -> str:
+            time.sleep(1.0)
+            return "signature"
+
+    monkeypatch.setattr(reward_pool, "PATIENCE_S", 0.3)
+    actor = ray_session.remote(Slow).options(num_cpus=0).remote()
+    assert RewardPools({"mine": [actor]}).wait_until_ready() == {"mine": "signature"}
+    ray_session.kill(actor)
+    said = capsys.readouterr().out
+    assert "rewards.mine has waited 0 s for its actor to start; free are" in said
+    assert f"of {ray_session.cluster_resources()['CPU']:g} CPUs" in said

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 
 from raycap.cluster.data_stages import missing_clips, used_clips
-from raycap.cluster.run import run_recipe, warn_of_cpus
+from raycap.cluster.following import followed
+from raycap.cluster.run import STAGES, run_recipe, warn_of_resources
 from raycap.cluster.stages import Run
-from raycap.cluster.training_stages import _shown, reward_signatures
+from raycap.cluster.training_stages import mle_stage, reward_signatures, scst_schedule
 from raycap.data.features import FeatureStore
 from raycap.errors import DataError, RecipeError, StaleStage
 from raycap.recipe import Recipe, SCSTRecipe
 from raycap.train.journal import read_log
 
-from .conftest import recipe_of
+from .conftest import NUM_TRAIN, recipe_of
 
 pytestmark = pytest.mark.ray
 
@@ -87,7 +88,7 @@ def test_steps_of_an_earlier_job_are_not_the_rate_of_this_one(
 
     for step in range(31):
         write(step)
-    with _shown(tmp_path, "mle"):
+    with followed(tmp_path, "mle"):
         time.sleep(1.5)
         write(31)
     lines = capsys.readouterr().out.splitlines()
@@ -106,8 +107,10 @@ def test_both_rewards_are_logged_by_component(finished: Run) -> None:
         assert record["reward/cider/images"] == record["reward/clip/images"] == 6
 
 
-def test_the_control_takes_at_least_the_seconds_of_scst(finished: Run) -> None:
-    assert finished.results("mle_continued", 0)["seconds"] >= finished.results("scst", 0)["seconds"]
+def test_the_steps_of_the_control_are_recorded(finished: Run) -> None:
+    recorded = json.loads((finished.path("mle_continued", 0) / "control.json").read_text())
+    assert recorded == {"steps": finished.results("mle_continued", 0)["steps"]}
+    assert recorded["steps"] > 0
 
 
 def test_the_same_command_again_does_nothing(finished: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,12 +176,15 @@ def test_actors_that_find_no_room_are_told_of(
     there = ray_session.cluster_resources()["CPU"]
     for workers, warned in ((2, False), (9, True)):
         cluster = {"rollout_workers": workers, "rollout_cpus": there / 4}
-        warn_of_cpus(recipe_of(tmp_path, ["scst"], cluster=cluster))
+        warn_of_resources(Run(recipe_of(tmp_path, ["scst"], cluster=cluster), STAGES))
         said = capsys.readouterr().out
         assert ("warning: the actors of scst want" in said) == warned
     assert f"the cluster has {there:g}" in said
-    warn_of_cpus(recipe_of(tmp_path, ["mle"], cluster=cluster))
+    warn_of_resources(Run(recipe_of(tmp_path, ["mle"], cluster=cluster), STAGES))
     assert not capsys.readouterr().out, "nothing of it runs"
+    gpus = {"device": "cuda", "cluster": {"learner_gpus": 0, "rollout_gpus": 0.5}}
+    warn_of_resources(Run(recipe_of(tmp_path, ["scst"], **gpus), STAGES))
+    assert "want 1 GPUs, the cluster has 0" in capsys.readouterr().out
 
 
 def test_signatures_say_what_was_rewarded_against_what() -> None:
@@ -225,3 +231,20 @@ def test_missing_data_and_relative_paths_are_refused_before_ray(tmp_path: Path) 
     with pytest.raises(RecipeError, match="storage"):
         run_recipe(recipe_of(Path("relative"), ["prepare"]))
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.parquet"))
+
+
+def test_a_component_that_only_watches_does_not_choose_the_images(tmp_path: Path, tiny_run: Any) -> None:
+    """CIDEr needs references; at weight 0 it trains nothing, and says nothing of images that have none."""
+    clip = {"reward": {"model": "raycap-scenes-reward", "pretrained": "openai"}}
+    few = {"data": {"num_labeled": 8}, "clip": clip}
+    images = []
+    for name, weight in (("trains", 1.0), ("watches", 0.0)):
+        run = tiny_run(name, rewards={"clip": {}, "cider": {"weight": weight}}, **few)
+        images.append(len(scst_schedule(run, 0).image_ids))
+    assert images == [8, NUM_TRAIN - 4]
+
+
+def test_more_ranks_than_images_in_a_batch_are_refused(tiny_run: Any) -> None:
+    run = tiny_run("ranks", mle={"batch_size": 4}, cluster={"learner_workers": 5}, scst={"lease_size": 1})
+    with pytest.raises(RecipeError, match=r"cluster\.learner_workers = 5: a batch of MLE has 4 images"):
+        mle_stage(run, 0)

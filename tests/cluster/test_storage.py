@@ -41,7 +41,9 @@ def two_stages(folder: Path, lr: float) -> list[StageFolder]:
     return [mle, StageFolder(folder / "scst", "scst", {"inputs": {"mle": mle.fingerprint}})]
 
 
-@pytest.mark.parametrize("kept", ["finished.json", "checkpoints/step-000003"])
+@pytest.mark.parametrize(
+    "kept", ["finished.json", "checkpoints/step-000003", "captioner/part-00002.arrow", "judge/clip.json"]
+)
 def test_stale_stages_stop_the_run_before_it_starts_and_are_all_named(tmp_path: Path, kept: str) -> None:
     recipe = recipe_of(tmp_path, ["mle"])
     for folder in (old := two_stages(tmp_path, 0.1)):
@@ -62,11 +64,14 @@ def test_a_stage_that_got_nowhere_is_begun_again_with_other_values(
     recipe = recipe_of(tmp_path, ["mle"])
     for folder in two_stages(tmp_path, 0.1):
         folder.open(recipe)
-        (folder.path / "part-00000.arrow").touch()
+        (folder.path / "report.json").touch()
+        (folder.path / "scenes").mkdir()
+        (folder.path / ".checked.jsonl").write_text("what was found sound\n")
     corrected = two_stages(tmp_path, 0.2)
     refuse_stale(corrected)
     assert corrected[0].open(recipe)
-    assert not (corrected[0].path / "part-00000.arrow").exists(), "what was made with the other values stays"
+    there = {file.name for file in corrected[0].path.iterdir()}
+    assert there == {"recipe.yaml", "stage.json", ".checked.jsonl"}, "what was made with the other values stays"
     assert "begun with other values (values.mle.lr: 0.1 → 0.2)" in capsys.readouterr().out
 
 
@@ -112,6 +117,32 @@ def test_a_field_that_a_newer_raycap_adds_makes_nothing_stale_at_its_default(tmp
     changed = Run(recipe_of(tmp_path, stages, features={"views": 2}), STAGES)
     assert changed.stage_folder("features", 0).changes() == ["values.features.views: None → 2"]
     assert changed.stage_folder("mle", 0).changes()
+
+
+def test_how_many_images_an_encoder_sees_at_once_makes_nothing_stale(tmp_path: Path) -> None:
+    """It is lowered where memory was short, in the middle of hours of features; an older raycap wrote it down."""
+    stages = ["prepare", "features"]
+    older = Run(recipe_of(tmp_path, stages), STAGES).stage_folder("features", 0)
+    older.open(recipe_of(tmp_path, stages))
+    made_from = json.loads(json.dumps(older.made_from))
+    assert "batch_size" not in made_from["values"]["features"]
+    made_from["values"]["features"]["batch_size"] = 32
+    write_json(older.path / "stage.json", made_from)
+    fewer = Run(recipe_of(tmp_path, stages, features={"batch_size": 4}), STAGES).stage_folder("features", 0)
+    assert not fewer.changes()
+    other = Run(recipe_of(tmp_path, stages, features={"batch_size": 4, "shard_size": 7}), STAGES)
+    assert "values.features.shard_size: 256 → 7" in other.stage_folder("features", 0).changes()
+
+
+def test_scenes_that_another_version_draws_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepared() -> StageFolder:
+        return Run(recipe_of(tmp_path, ["prepare"]), STAGES).stage_folder("prepare", 0)
+
+    prepared().open(recipe_of(tmp_path, ["prepare"]))
+    prepared().finish({})
+    assert not prepared().changes()
+    monkeypatch.setattr("raycap.cluster.stages.VERSION", 99)
+    assert any(change.startswith("source.scenes") for change in prepared().changes())
 
 
 def test_labelled_images_do_not_make_features_stale(tmp_path: Path) -> None:

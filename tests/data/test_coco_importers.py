@@ -90,6 +90,45 @@ def test_coco_faults_are_named_and_skipped_when_allowed(coco: Path, kind: str) -
     assert lenient.count(kind) == 1
 
 
+def test_a_coco_image_in_a_split_that_was_not_asked_for(coco: Path) -> None:
+    path = coco / "annotations" / "captions_val2017.json"
+    document = json.loads(path.read_text())
+    document["images"] += [{"id": 9, "file_name": "000000000139.jpg"}, {"id": 5}, {"id": 139, "file_name": "x.jpg"}]
+    path.write_text(json.dumps(document))
+    for picture in (coco / "val2017").iterdir():
+        picture.unlink()
+    report, lenient = InputReport(), InputReport("all")
+    import_coco(coco, splits={"train"}, report=report)
+    assert [fault.kind for fault in report.faults] == ["image_in_two_splits"]
+    assert {note.kind for note in report.notes} == {"line_malformed", "duplicate_id"}  # of val, and no photograph
+    assert [record.image_id for record in import_coco(coco, splits={"train"}, report=lenient)] == ["25"]
+
+
+def test_coco_files_of_other_splits_that_cannot_be_read_are_noted(coco: Path) -> None:
+    (coco / "annotations" / "captions_val2017.json").write_text("{")
+    report = InputReport()
+    assert len(import_coco(coco, splits={"train"}, report=report)) == 2
+    report.raise_if_refused()
+    assert [note.where for note in report.notes] == ["captions_val2017.json"]
+    with pytest.raises(DataError, match="is no JSON"):
+        import_coco(coco, splits={"dev"}, report=report)
+
+
+def test_coco_ids_that_come_twice(coco: Path) -> None:
+    path = coco / "annotations" / "captions_val2017.json"
+    document = json.loads(path.read_text())
+    first = document["annotations"][0]
+    document["annotations"] += [first, {**first, "id": 77}, {**first, "id": None}, {**first, "id": None}]
+    path.write_text(json.dumps(document))
+    report = InputReport()
+    records = import_coco(coco, splits={"dev"}, report=report)
+    assert [(fault.kind, fault.where) for fault in report.faults] == [
+        ("duplicate_id", "captions_val2017.json: annotations[2]")
+    ]
+    # another id, another person; without one nobody knows
+    assert records[0].captions == ("caption 0", "caption 1", "caption 0", "caption 0", "caption 0")
+
+
 def test_documents_that_are_no_coco(coco: Path) -> None:
     save(coco, "captions_val2017.json", {"images": []})
     with pytest.raises(DataError, match="no list 'annotations'"):
@@ -136,7 +175,7 @@ def test_only_the_asked_karpathy_split_must_be_there(karpathy: Path) -> None:
 def test_flickr_files_have_names_for_ids(karpathy: Path, write_picture) -> None:
     (karpathy / "dataset_coco.json").unlink()
     write_picture(karpathy / "images" / "a.jpg")
-    image = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "A dog ."}]}
+    image = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "A dog ."}], "cocoid": None}
     (karpathy / "dataset_flickr8k.json").write_text(json.dumps({"images": [image]}))
     record = import_karpathy(karpathy, report=InputReport())[0]
     assert (record.image_id, record.path) == ("a.jpg", str(karpathy / "images" / "a.jpg"))
@@ -166,6 +205,30 @@ def test_karpathy_faults_are_named_and_skipped_when_allowed(karpathy: Path, kind
     lenient.raise_if_refused()
     assert splits["503"] == "test"
     assert len(splits) == (5 if kind == "caption_empty" else 4)
+
+
+def test_karpathy_faults_of_other_splits_are_counted(karpathy: Path) -> None:
+    path = karpathy / "dataset_coco.json"
+    document = json.loads(path.read_text())
+    train = document["images"][0]
+    document["images"] += [train, {**train, "cocoid": 1, "sentences": None}, {**train, "cocoid": 502}]
+    path.write_text(json.dumps(document))
+    report = InputReport()
+    assert [record.image_id for record in import_karpathy(karpathy, splits={"test"}, report=report)] == ["503"]
+    report.raise_if_refused()
+    for kind in ("duplicate_id", "line_malformed", "image_in_two_splits"):
+        assert report.count(kind) == 1
+    import_karpathy(karpathy, splits={"dev"}, report=report)
+    assert [fault.kind for fault in report.faults] == ["image_in_two_splits"]
+
+
+def test_a_split_that_is_no_name_is_unknown(karpathy: Path) -> None:
+    path = karpathy / "dataset_coco.json"
+    document = json.loads(path.read_text())
+    document["images"][0]["split"] = ["train"]
+    path.write_text(json.dumps(document))
+    import_karpathy(karpathy, splits={"test"}, report=(report := InputReport()))
+    assert [fault.kind for fault in report.faults] == ["unknown_split"]
 
 
 def test_karpathy_files_that_cannot_be_used(karpathy: Path, tmp_path: Path) -> None:

@@ -44,6 +44,34 @@ def test_a_users_own_table_is_a_folder_and_not_the_csv_layout(tmp_path: Path, wr
     report.raise_if_refused()
 
 
+def test_a_captioners_own_format_is_taken_where_it_fits(tmp_path: Path, flickr8k: Path, write_picture) -> None:
+    root = tmp_path / "both"
+    write_picture(root / "images" / "a.jpg")
+    (root / "captions.csv").write_text("image,caption\na.jpg,a dog\n")
+    found = {like: detect_format(root, like) for like in ("auto", *FORMATS)}
+    assert found == {"auto": "csv", "csv": "csv", "folder": "folder"} | dict.fromkeys(FORMATS[:4], "csv")
+    assert {detect_format(flickr8k, like) for like in ("auto", *FORMATS)} == {"flickr8k"}
+    (root / "captions.csv").write_text("image,caption,photographer\na.jpg,a dog,me\n")
+    assert (detect_format(root), detect_format(root, "csv")) == ("folder", "csv")
+    (root / "annotations").mkdir()
+    (root / "annotations" / "captions_val2017.json").write_text("{}")
+    (root / "dataset_coco.json").write_text("{}")
+    assert [detect_format(root, like) for like in ("auto", "coco", "karpathy")] == ["karpathy", "coco", "karpathy"]
+
+
+def test_without_dev_an_image_without_a_split_is_in_train(tmp_path: Path, write_picture) -> None:
+    for number in range(40):
+        write_picture(tmp_path / f"{number}.jpg")
+    counts = {}
+    for asked in (None, {"train", "test"}, {"train", "dev"}):
+        records = import_dataset(tmp_path, format="folder", splits=asked, report=InputReport())
+        counts[str(asked)] = [[r.split for r in records].count(split) for split in ("train", "dev", "test")]
+    (whole, without, no_test) = counts.values()
+    assert min(whole) > 0
+    assert without == [whole[0] + whole[1], 0, whole[2]]
+    assert no_test == [*whole[:2], 0]
+
+
 def test_what_is_not_recognised_says_what_was_looked_for_and_found(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "mail.txt").write_text("hello")

@@ -103,6 +103,54 @@ def test_each_fault_is_refused_with_its_place_and_skipped_when_allowed(
     assert ("10_a.jpg" in dataset.ids("dev")) == (kind == "image_in_two_splits")
 
 
+@pytest.mark.parametrize("other", ["train", "test"])
+def test_an_image_in_a_list_that_was_not_asked_for(flickr8k: Path, other: str) -> None:
+    append(flickr8k / DEV, "10_a.jpg\n60_f.jpg\n")
+    for split in ("train", "dev", "test"):
+        if split not in ("dev", other):
+            (flickr8k / f"Flickr_8k.{split}Images.txt").unlink()  # a list that is absent and not asked for is no fault
+    report, lenient = InputReport(), InputReport(["image_in_two_splits"])
+    import_flickr8k(flickr8k, splits={"dev"}, report=report)
+    with pytest.raises(DataError, match=r"1 image_in_two_splits"):
+        report.raise_if_refused()
+    left = {record.image_id for record in import_flickr8k(flickr8k, splits={"dev"}, report=lenient)}
+    lenient.raise_if_refused()
+    assert left == {"40_d.jpg", "50_e.jpg", "10_a.jpg"} | ({"60_f.jpg"} if other == "train" else set())
+
+
+def test_faults_of_lists_that_were_not_asked_for_are_counted(flickr8k: Path) -> None:
+    append(flickr8k / "Flickr_8k.trainImages.txt", b"10_a.jpg\n../x.jpg\ncaf\xe9.jpg\n77_gone.jpg\n60_f.jpg\n")
+    report = InputReport()
+    assert len(import_flickr8k(flickr8k, splits={"dev"}, report=report)) == 2
+    report.raise_if_refused()
+    for kind in ("duplicate_id", "line_malformed", "wrong_encoding", "image_in_two_splits"):
+        assert report.count(kind) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"%s#3 A dog\n", "line_malformed"),
+        (b"%s\tA dog\n", "line_malformed"),
+        (b"%s A dog\n", "line_malformed"),
+        (b"%s#x\tA dog\n", "line_malformed"),
+        (b"%s#" + b"9" * 5000 + b"\tA dog\n", "line_malformed"),
+        (b"%s#3\tcaf\xe9\n", "wrong_encoding"),
+    ],
+)
+def test_damaged_lines_of_other_splits_are_counted(flickr8k: Path, line: bytes, kind: str) -> None:
+    for name in ("10_a.jpg", "elsewhere.jpg"):
+        append(flickr8k / TOKENS, line.replace(b"%s", name.encode()))
+    report = InputReport()
+    assert len(import_flickr8k(flickr8k, splits={"dev"}, report=report)) == 2
+    report.raise_if_refused()
+    assert report.count(kind) == 2
+    for name in ("40_d.jpg", "who", "10_a.j\xff"):
+        append(flickr8k / TOKENS, line.replace(b"%s", name.encode()))
+    import_flickr8k(flickr8k, splits={"dev"}, report=report)
+    assert [fault.where for fault in report.faults if fault.kind == kind] == [f"{TOKENS}:{n}" for n in (16, 17, 18)]
+
+
 def test_no_lists_at_all(flickr8k: Path) -> None:
     for path in flickr8k.glob("Flickr_8k.*"):
         path.unlink()

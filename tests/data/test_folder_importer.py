@@ -197,3 +197,140 @@ def test_a_broken_picture_in_the_folder(root: Path, tmp_path: Path) -> None:
     report = InputReport()
     with pytest.raises(DataError, match=r"1 image_broken \[z\.jpg"):
         prepare(import_folder(root, report=report), tmp_path / "out", report=report)
+
+
+SPLIT_TABLE = "image,caption,split\n0012.jpg,a dog,test\nb.PNG,a bird,train\n"
+OF_OTHERS = [
+    ("sub/gone.jpg,a cat,train", "image_missing"),
+    ("b.PNG,a bird, on a branch, far,train", "line_malformed"),
+    ("/etc/b.jpg,a cat,train", "line_malformed"),
+    ("b.PNG,a third bird,trian", "unknown_split"),
+    ("b.PNG,a bird,train", "duplicate_id"),
+    ("b.PNG,a bird again,dev", "image_in_two_splits"),
+]
+
+
+@pytest.mark.parametrize(("line", "kind"), OF_OTHERS)
+def test_what_is_wrong_with_rows_of_other_splits_is_counted_and_refuses_nothing(
+    root: Path, line: str, kind: str
+) -> None:
+    (root / "captions.csv").write_text(SPLIT_TABLE + line + "\n")
+    whole, test = InputReport(), InputReport()
+    import_folder(root, report=whole)
+    assert [(fault.kind, fault.where) for fault in whole.faults] == [(kind, "captions.csv:4")]
+    records = import_folder(root, splits={"test"}, report=test, shares={"train": 1.0})
+    assert [(record.image_id, record.captions) for record in records] == [("0012.jpg", ("a dog",))]
+    assert not test.faults
+    assert [note.where for note in test.notes if note.kind == kind] == ["captions.csv:4"]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("0012.jpg,a dog, on a branch, far,test", "line_malformed"),
+        ("0012.jpg,a third dog,tset", "unknown_split"),
+        ("sub/c.jpg,a cat,tset", "unknown_split"),
+        ("sub/c.jpg,a cat, on a branch, far,train", "line_malformed"),  # a shifted field is no split
+        ("sub/gone.jpg,a cat,test", "image_missing"),
+        ("b.PNG,a bird,test", "image_in_two_splits"),
+        ('b.PNG,"a bird\nsub/c.jpg,a cat,train', "line_malformed"),
+    ],
+)
+def test_what_may_be_of_the_asked_split_is_refused(root: Path, line: str, kind: str) -> None:
+    (root / "captions.csv").write_text(SPLIT_TABLE.replace("a bird", "one bird") + line + "\n")
+    report = InputReport()
+    import_folder(root, splits={"test"}, report=report)
+    assert {fault.kind for fault in report.faults} == {kind}
+
+
+def test_pictures_of_other_splits_by_hash_may_be_missing(root: Path) -> None:
+    names = [f"{number}.jpg" for number in range(30)]
+    (root / "captions.csv").write_text("image,caption\n" + "".join(f"{name},a dog in {name}\n" for name in names))
+    for split in ("train", "test"):
+        report = InputReport()
+        import_folder(root, splits={split}, report=report)
+        assert len(report.faults) == [split_by_hash(name, 0) for name in names].count(split) > 0
+        assert report.count("image_missing") == 30
+
+
+def test_lines_of_json_of_other_splits_in_another_encoding(root: Path) -> None:
+    lines = [json.dumps({"image": name, "caption": "a dog", "split": split}).encode()
+             for name, split in (("0012.jpg", "test"), ("b.PNG", "train"))]  # fmt: skip
+    (root / "captions.jsonl").write_bytes(b"\n".join([*lines, b'{"image": "b.PNG", "caption": "caf\xe9"}']))
+    report = InputReport()
+    import_folder(root, splits={"test"}, report=report)
+    assert not report.faults
+    import_folder(root, splits={"train"}, report=report)
+    assert str(report.faults[0]).startswith("captions.jsonl:3: byte 0xe9")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "header"),
+    [
+        ("captions.csv", "image,sentence\n0012.jpg,a dog\n", "image, sentence"),
+        ("captions.tsv", "file\tsplit\tcaption_1\n0012.jpg\ttest\ta dog\n", "file, split, caption_1"),
+        ("captions.jsonl", '{"image": "b.PNG"}\n{"image": "0012.jpg", "sentences": ["a dog"]}\n', "image, sentences"),
+    ],
+)
+def test_captions_under_another_name_are_refused(root: Path, name: str, content: str, header: str) -> None:
+    (root / name).write_text(content)
+    with pytest.raises(DataError, match=rf"{name} has no caption column \(its header: {header}\).*call it caption"):
+        import_folder(root, report=InputReport())
+
+
+def test_a_table_may_give_splits_only_and_hold_columns_that_are_noted(root: Path) -> None:
+    (root / "captions.csv").write_text("image,split\n0012.jpg,test\n")
+    assert imported(root, splits={"test"}, shares={"train": 1.0}) == {"0012.jpg": ()}
+    (root / "captions.csv").write_text("image,caption,subset,comment\n0012.jpg,a dog,test,nice\n")
+    import_folder(root, report=(report := InputReport()))
+    assert [(note.where, note.detail, note.count) for note in report.notes if note.kind == "unknown_column"] == [
+        ("captions.csv", "not read: subset, comment", 2)
+    ]
+    report.raise_if_refused()
+
+
+def test_a_column_that_comes_twice_is_refused(root: Path) -> None:
+    (root / "captions.csv").write_text("image,caption,Caption\n0012.jpg,a dog,the dog\n")
+    with pytest.raises(DataError, match=r"captions\.csv has two columns 'caption'"):
+        import_folder(root, report=InputReport())
+
+
+LIST = {"image": "0012.jpg", "captions": ["a dog", "the dog"]}
+TWICE = [
+    ("captions.csv", ["image,caption", "0012.jpg,a dog", "0012.jpg,the dog", "./0012.jpg,a  dog"]),
+    ("captions.jsonl", [LIST, {"image": "0012.jpg", "caption": "a dog"}]),
+    ("captions.jsonl", [LIST, {"image": "0012.jpg", "captions": ["x"]}]),
+]
+
+
+@pytest.mark.parametrize(("name", "lines"), TWICE)
+def test_captions_that_come_twice_are_refused_or_skipped_and_listed(root: Path, name: str, lines: list) -> None:
+    (root / name).write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    strict, lenient = InputReport(), InputReport(["duplicate_id"])
+    import_folder(root, report=strict)
+    with pytest.raises(DataError, match=rf"1 duplicate_id \[{name}:{len(lines)}: 0012\.jpg has .* before, at {name}:"):
+        strict.raise_if_refused()
+    records = {record.image_id: record for record in import_folder(root, report=lenient)}
+    assert records["0012.jpg"].captions == ("a dog", "the dog")
+    lenient.raise_if_refused()
+    assert lenient.to_json()["skipped"]["counts"] == {"duplicate_id": 1}
+
+
+def test_a_list_may_hold_what_two_people_wrote_alike(root: Path) -> None:
+    (root / "captions.jsonl").write_text(json.dumps({"image": "0012.jpg", "captions": ["a dog", "a dog"]}))
+    assert imported(root)["0012.jpg"] == ("a dog", "a dog")
+
+
+def test_lines_with_a_caption_and_captions(root: Path) -> None:
+    """As `raycap caption --num-captions 2` writes them: the first is both; a corrected one is neither's."""
+    line = {"image": "0012.jpg", "caption": "a dog", "captions": ["a dog", "the dog"]}
+    (root / "captions.jsonl").write_text(json.dumps(line))
+    assert imported(root)["0012.jpg"] == ("a dog", "the dog")
+    (root / "captions.jsonl").write_text(json.dumps(line | {"caption": "a cat"}))
+    with pytest.raises(DataError, match=r"1 line_malformed \[captions\.jsonl:1: its caption is not among"):
+        imported(root)
+
+
+def test_keys_of_json_are_read_as_columns_are(root: Path) -> None:
+    (root / "captions.jsonl").write_text(json.dumps({"Image": "0012.jpg", "Caption": "a dog", "Split": "Test"}))
+    assert imported(root, splits={"test"}, shares={"train": 1.0}) == {"0012.jpg": ("a dog",)}

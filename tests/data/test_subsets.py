@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycap.data.subsets import cut_select, cut_web, default_select_size, labelled_subset, split_by_hash
+from raycap.data.subsets import cut_select, cut_web, default_select_size, labelled_subset, shares_of, split_by_hash
 from raycap.errors import DataError
 
 IDS = [f"{number:04d}.jpg" for number in range(2000)]
@@ -99,3 +99,19 @@ def test_splits_by_hash_meet_their_shares_on_average_and_move_no_image_when_one_
         "new.jpg": split_by_hash("new.jpg", 1)
     }
     assert {split_by_hash(name, 1, {"test": 1.0}) for name in IDS} == {"test"}
+
+
+def test_the_split_hangs_on_the_files_own_name() -> None:
+    """Whatever an importer calls the picture: `images/a.jpg` of a folder is `a.jpg` of the CSV layout."""
+    for number in range(200):
+        assert split_by_hash(f"images/deep/{number}.jpg", 3) == split_by_hash(f"{number}.jpg", 3)
+    assert len({split_by_hash(f"images/{number}.jpg", 3) for number in range(200)}) == 3
+
+
+def test_without_dev_its_share_is_trains_and_test_stays_what_it_is() -> None:
+    names = [f"{number}.jpg" for number in range(400)]
+    whole = {name: split_by_hash(name, 0) for name in names}
+    for asked in (None, {"train", "dev"}, {"dev"}):
+        assert {name: split_by_hash(name, 0, shares_of(asked)) for name in names} == whole
+    without = {name: split_by_hash(name, 0, shares_of({"train", "test"})) for name in names}
+    assert without == {name: "train" if split == "dev" else split for name, split in whole.items()}

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from raycap.decoding.beam import beam_search
+from raycap.decoding.beam import beam_captions, beam_search
+from raycap.decoding.filters import Filters
 from raycap.decoding.sample import generate
+from raycap.errors import Refused
 from raycap.models.prefix import PrefixCaptioner
 
 EOS, PAD, LIMIT = 1, 0, 7
@@ -125,3 +127,88 @@ def test_enough_beams_find_the_likeliest_caption_of_all(make_captioner: Callable
         best = int(total.argmax())
         assert text == ShortVocabulary().decode(list(captions[best]))
         assert score == pytest.approx(float(total[best]), abs=1e-4)
+
+
+def diverse_by_hand(
+    captioner: PrefixCaptioner, picture: Tensor, *, groups: int, size: int, diversity: float, limit: int
+) -> list[tuple[str, float]]:
+    """Diverse beam search of one picture as the paper has it: groups one after the other, lists, no cache."""
+    words = captioner.lm.get_input_embeddings()  # type: ignore[operator]
+
+    def next_logprobs(ids: list[int]) -> list[float]:
+        known = words(torch.tensor([ids], dtype=torch.int64)) if ids else torch.zeros(1, 0, 16)
+        inputs = torch.cat([captioner.encode(picture[None]), known], dim=1)
+        logits = captioner.lm(inputs_embeds=inputs, use_cache=False).logits[0, -1]
+        return list(torch.log_softmax(logits, dim=0).tolist())
+
+    beams: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(groups)]
+    found: list[list[tuple[float, list[int]]]] = [[] for _ in range(groups)]
+    closed = [False] * groups
+    for length in range(1, limit + 1):
+        said: list[int] = []  # by earlier groups in this place
+        for group in range(groups):
+            candidates = [
+                (score + logprob - diversity * said.count(word), [*ids, word])
+                for score, ids in beams[group] for word, logprob in enumerate(next_logprobs(ids))
+            ]  # fmt: skip
+            candidates = sorted(candidates, key=lambda c: -c[0])[: 2 * size]
+            ended = [(score / length, ids) for score, ids in candidates[:size] if ids[-1] == EOS]
+            if not closed[group]:
+                found[group] = sorted(found[group] + ended, key=lambda c: -c[0])[:size]
+            beams[group] = [c for c in candidates if c[1][-1] != EOS][:size]
+            said += [ids[-1] for _, ids in beams[group]]
+            full = len(found[group]) == size
+            closed[group] = closed[group] or (full and found[group][-1][0] >= beams[group][0][0] / length)
+    for group in range(groups):
+        if not closed[group]:
+            cut = [(score / len(ids), ids) for score, ids in beams[group]]
+            found[group] = sorted(found[group] + cut, key=lambda c: -c[0])[:size]
+    ranked = sorted((c for group in found for c in group), key=lambda c: -c[0])
+    return [(" ".join(map(str, itertools.takewhile(lambda i: i != EOS, ids))), score) for score, ids in ranked]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("groups", "size", "diversity"), [(1, 3, 0.0), (2, 2, 0.5), (3, 1, 1.5), (4, 2, 0.2)])
+def test_diverse_beams_are_those_of_the_slow_search(
+    captioner: PrefixCaptioner, groups: int, size: int, diversity: float
+) -> None:
+    features = pictures(12)
+    ours = beam_captions(
+        captioner, features, beam_size=groups * size, max_length=5, groups=groups, diversity=diversity
+    )  # fmt: skip
+    for picture, captions in zip(features, ours, strict=True):
+        slow = diverse_by_hand(captioner, picture, groups=groups, size=size, diversity=diversity, limit=5)
+        assert [text for text, _ in captions] == [text for text, _ in slow]
+        assert [score for _, score in captions] == pytest.approx([score for _, score in slow], abs=1e-4)
+
+
+@torch.no_grad()
+def test_groups_say_different_things_where_it_costs_to_agree(captioner: PrefixCaptioner) -> None:
+    features = pictures(20)
+    options: dict[str, Any] = {"beam_size": 4, "max_length": LIMIT, "groups": 4, "filters": Filters(min_length=2)}
+    alike = beam_captions(captioner, features, **options)
+    apart = beam_captions(captioner, features, **options, diversity=9.0)
+    assert all(len({text for text, _ in captions}) == 1 for captions in alike), "nothing keeps the groups apart"
+    firsts = [len({text.split(" ")[0] for text, _ in captions}) for captions in apart]
+    assert min(firsts) == 4
+
+
+def test_groups_that_do_not_divide_the_beams_are_refused(captioner: PrefixCaptioner) -> None:
+    with pytest.raises(Refused, match="groups = 2"):
+        beam_search(captioner, pictures(1), beam_size=3, max_length=LIMIT, groups=2)
+    for limits in ({"top_k": -1}, {"top_p": 0.0}):
+        with pytest.raises(Refused):
+            Filters(**limits)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_beams_keep_to_the_filters(captioner: PrefixCaptioner) -> None:
+    filters = Filters(min_length=4, no_repeat_ngram=2)
+    free = beam_search(captioner, pictures(30), beam_size=3, max_length=LIMIT)
+    kept = beam_search(captioner, pictures(30), beam_size=3, max_length=LIMIT, filters=filters)
+    assert min(len(text.split()) for text, _ in free) < 4
+    for text, _ in kept:
+        words = text.split()
+        assert len(words) >= 4
+        pairs = list(itertools.pairwise(words))
+        assert len(set(pairs)) == len(pairs)

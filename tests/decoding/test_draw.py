@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycap.decoding.sample import draw
+from raycap.decoding import draw as draw_module
+from raycap.decoding.draw import likeliest
 from raycap.decoding.uniforms import caption_uniforms
+from raycap.errors import WorkFailed
+from raycap.models.readout import Readout
 
 LOGITS = torch.tensor([0.3, -1.0, 2.0, -torch.inf, 0.0, 1.2])
+
+
+def draw(
+    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float = 1.0, greedy: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return draw_module.draw(Readout(logits), uniforms, temperature, greedy)
 
 
 def numbers(count: int, seed: int = 0) -> torch.Tensor:
@@ -77,3 +87,79 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
     again, exact = draw(logits.float(), numbers(64))
     assert torch.equal(tokens, again)
     assert torch.equal(logprobs, exact)
+
+
+def readout(rows: int, words: int, bias: bool = True) -> Readout:
+    draws = torch.Generator().manual_seed(rows + words)
+    return Readout(torch.randn(rows, 12, generator=draws), torch.randn(words, 12, generator=draws),
+                   torch.randn(words, generator=draws) if bias else None)  # fmt: skip
+
+
+def test_blocks_of_words_draw_what_all_words_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small blocks, the last one not full, against the inverse CDF over everything in float64.
+
+    The product itself is float32's: logits of this size are off by some 1e-6.
+    """
+    for words in (5, 128, 129, 1000, 1024):
+        of = readout(64, words)
+        uniforms, greedy = numbers(64, words), torch.arange(64) % 3 == 0
+        whole = draw_module.draw(of, uniforms, 0.8, greedy)
+        monkeypatch.setattr(draw_module, "_BYTES", 64 * 4 * 256)
+        parts = draw_module.draw(of, uniforms, 0.8, greedy)
+        monkeypatch.undo()
+        exact_logits = of.to(torch.float64).logits
+        chances = torch.softmax(exact_logits / 0.8, dim=1)
+        slow = torch.searchsorted(chances.cumsum(1), uniforms.double()[:, None], right=True)[:, 0]
+        slow = torch.where(greedy, of.logits.argmax(1), slow)
+        for tokens, logprobs in (whole, parts):
+            assert torch.equal(tokens, slow)
+            exact = chances.gather(1, slow[:, None])[:, 0].log()
+            torch.testing.assert_close(logprobs.double(), exact, rtol=0, atol=5e-6)
+        assert torch.equal(likeliest(of), of.logits.argmax(1))
+
+
+def test_the_first_of_equal_tokens_is_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw_module, "_BYTES", 4 * 128)
+    logits = torch.zeros(1, 1000)
+    logits[0, [300, 301, 900]] = 1.0
+    assert likeliest(Readout(logits)).tolist() == [300]
+
+
+def test_blocks_of_words_that_cannot_be_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw_module, "_BYTES", 8 * 4 * 128)
+    logits = torch.full((8, 1024), -torch.inf)
+    logits[:, 500:503] = torch.tensor([0.0, 1.0, -torch.inf])
+    for uniform in (0.0, 0.2, 0.5, 1 - 2**-24, 1.0):
+        tokens, logprobs = draw(logits, torch.full((8,), uniform))
+        assert set(tokens.tolist()) <= {500, 501}
+        assert bool(torch.isfinite(logprobs).all())
+
+
+@pytest.mark.parametrize("leading", [-torch.inf, -300.0, 0.0])
+def test_words_that_are_far_likelier_than_the_first_ones(leading: float) -> None:
+    """The first words give the shift: where others exceed it by more than float32's range, it is looked for again."""
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(40, 3000) + 200
+    logits[:, :2600] = leading
+    greedy = torch.arange(40) % 4 == 0
+    weight = torch.eye(3000)
+    for readout in (Readout(logits), Readout(logits.clamp(min=-1e30), weight)):
+        tokens, logprobs = draw_module.draw(readout, numbers(40), 1.3, greedy)
+        exact = torch.log_softmax(logits.double() / 1.3, dim=1).gather(1, tokens[:, None])[:, 0]
+        torch.testing.assert_close(logprobs.double(), exact, rtol=0, atol=1e-5)
+        assert torch.equal(tokens[greedy], logits.argmax(dim=1)[greedy])
+        assert len(tokens.unique()) > 25
+
+
+def test_the_output_layer_is_not_written_over() -> None:
+    logits = torch.randn(9, 300)
+    kept = logits.clone()
+    draw(logits, numbers(9), greedy=torch.arange(9) < 3)
+    assert torch.equal(logits, kept)
+
+
+def test_nothing_is_drawn_from_what_is_no_number() -> None:
+    logits = torch.randn(9, 300)
+    logits[4, 7] = torch.nan
+    with pytest.raises(WorkFailed, match=r"logits = nan"):
+        draw(logits, numbers(9))

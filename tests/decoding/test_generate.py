@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from raycap.decoding import sample
+from raycap.decoding.filters import Filters
 from raycap.decoding.sample import generate
 from raycap.decoding.uniforms import caption_uniforms
 from raycap.models.prefix import PrefixCaptioner
 from raycap.types import Generation
+from tests.conftest import NumberTokenizer
 
 EOS, PAD, LIMIT = 1, 0, 10
 
@@ -30,9 +33,13 @@ def likes_to_end(captioner: PrefixCaptioner) -> PrefixCaptioner:
     return captioner
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "llama, prefixes copied"])
 def captioner(request: pytest.FixtureRequest, make_captioner: Callable[..., PrefixCaptioner]) -> PrefixCaptioner:
-    return likes_to_end(make_captioner(request.param, seed=3, lm_config={"tie_word_embeddings": False}))
+    """The last one is what becomes of an LM that does not hand its attention over."""
+    made = make_captioner(request.param.partition(",")[0], seed=3, lm_config={"tie_word_embeddings": False})
+    if "copied" in request.param:
+        made._shares_prefix = False
+    return likes_to_end(made)
 
 
 def full_logprobs(captioner: PrefixCaptioner, picture: Tensor, ids: list[int], temperature: float = 1.0) -> Tensor:
@@ -157,6 +164,30 @@ def test_captions_do_not_depend_on_batch_mates(captioner: PrefixCaptioner) -> No
 
 
 @torch.no_grad()
+def test_captions_of_a_real_vocabulary_hardly_depend_on_batch_mates(
+    make_captioner: Callable[..., PrefixCaptioner],
+) -> None:
+    """4,000 words: fewer than one token in 10,000 differs, counted up to each caption's first difference."""
+    wide = {"n_embd": 64, "n_head": 4}
+    captioner = make_captioner("gpt2", tokenizer=NumberTokenizer(4000), seed=3, spread=0.15, lm_config=wide)
+    features = pictures(200)
+    options: dict[str, Any] = {"num_samples": 5, "greedy": True, "max_length": 20, "seed": 2}
+    whole = generate(captioner, features, **options)
+    tokens = differing = row = 0
+    sizes = itertools.cycle([1, 3, 17])
+    while row < 1000:
+        images = slice(row // 5, row // 5 + next(sizes))
+        part = generate(captioner, features[images], positions=range(200)[images], **options)
+        for ids, length in zip(part.tokens, part.lengths.tolist(), strict=True):
+            same = ids[:length] == whole.tokens[row, :length]
+            tokens += length if same.all() else int(same.argmin()) + 1
+            differing += not same.all()
+            row += 1
+    assert tokens > 10_000
+    assert differing < 1e-4 * tokens
+
+
+@torch.no_grad()
 def test_more_samples_change_no_earlier_one(captioner: PrefixCaptioner) -> None:
     features = pictures(6)
     few = generate(captioner, features, num_samples=2, greedy=False, max_length=LIMIT, seed=2)
@@ -186,6 +217,84 @@ def test_dropping_dead_rows_changes_nothing(captioner: PrefixCaptioner, monkeypa
     for other in made[1:]:
         same_rows(made[0], other, list(range(48)), list(range(48)))
         assert made[0].greedy_captions == other.greedy_captions
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows_at_once", [1, 8, 20, 47])
+def test_images_that_wait_say_the_same(captioner: PrefixCaptioner, rows_at_once: int) -> None:
+    """Freed places are refilled with waiting images, whose rows stand at other places than those that are there."""
+    features = pictures(24)
+    options: dict[str, Any] = {"num_samples": 3, "greedy": True, "max_length": LIMIT, "seed": 3}
+    whole = generate(captioner, features, **options)
+    refilled = generate(captioner, features, **options, rows_at_once=rows_at_once)
+    same_rows(whole, refilled, list(range(72)), list(range(72)))
+    assert whole.greedy_captions == refilled.greedy_captions
+    assert whole.greedy_finished.tolist() == refilled.greedy_finished.tolist()
+
+
+@torch.no_grad()
+def test_places_are_refilled_before_all_of_a_batch_have_ended(
+    captioner: PrefixCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not captioner.shares_prefix:
+        pytest.skip("its rows stand at one place")
+    sizes: list[int] = []
+    plain = captioner.step
+
+    def counted(state: Any, tokens: Tensor) -> Any:
+        sizes.append(len(tokens))
+        return plain(state, tokens)
+
+    monkeypatch.setattr(captioner, "step", counted)
+    made = generate(captioner, pictures(48), num_samples=3, greedy=False, max_length=LIMIT, rows_at_once=36)
+    tokens = int((made.lengths - 1).sum())
+    assert max(sizes) <= 36
+    batches = [made.lengths[start : start + 36].max() - 1 for start in range(0, 144, 36)]
+    assert len(sizes) < sum(batches), "one batch after the other takes more steps"
+    assert sum(sizes) < 1.35 * tokens, "and few of the rows that are walked are dead"
+
+
+@torch.no_grad()
+def test_products_have_eight_rows_at_least(captioner: PrefixCaptioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    plain = captioner.step
+
+    def counted(state: Any, tokens: Tensor) -> Any:
+        sizes.append(len(tokens))
+        return plain(state, tokens)
+
+    said = generate(captioner, pictures(20), num_samples=0, greedy=True, max_length=LIMIT).greedy_captions
+    longest = max(range(20), key=lambda n: len(said[n]))
+    picture = pictures(20)[longest : longest + 1]
+    monkeypatch.setattr(captioner, "step", counted)
+    alone = generate(captioner, picture, num_samples=5, greedy=True, max_length=LIMIT)
+    assert sizes
+    assert set(sizes) == {8}
+    many = generate(
+        captioner, picture.expand(6, -1, -1), positions=[0] * 6, num_samples=5, greedy=True, max_length=LIMIT
+    )
+    same_rows(alone, many, list(range(5)), list(range(10, 15)))
+
+
+@torch.no_grad()
+def test_filters_hold_for_whole_captions(captioner: PrefixCaptioner) -> None:
+    """No caption ends early or says a pair of words twice; greedy ones are Hugging Face's under the same limits."""
+    features = pictures(40)
+    filters = Filters(top_k=6, min_length=4, no_repeat_ngram=2)
+    made = generate(captioner, features, num_samples=3, greedy=True, max_length=LIMIT, filters=filters)
+    theirs = [spelt(row) for row in hugging_face(captioner, features, min_new_tokens=4, no_repeat_ngram_size=2)]
+    assert list(made.greedy_captions) == theirs
+    for row, length in zip(made.tokens.tolist(), made.lengths.tolist(), strict=True):
+        words = row[:length]
+        assert length > 4
+        pairs = list(itertools.pairwise(words))
+        assert len(set(pairs)) == len(pairs)
+    free = generate(captioner, features, num_samples=3, greedy=True, max_length=LIMIT)
+    assert free.captions != made.captions
+    with torch.no_grad():
+        first = captioner.prefill(captioner.encode(features)).readout.logits
+    likely = first.masked_fill(torch.arange(20) == EOS, -torch.inf).topk(6, dim=1).indices
+    assert all(made.tokens[3 * n + k, 0] in likely[n].tolist() for n in range(40) for k in range(3))
 
 
 @torch.no_grad()

@@ -97,6 +97,21 @@ def test_an_id_is_a_path_a_name_or_a_stem(tmp_path: Path) -> None:
         pictures_by_id(["1"], tmp_path / "gone")
 
 
+def test_a_file_name_with_a_folder_in_front_is_found_in_that_folder(tmp_path: Path) -> None:
+    """COCO's annotations say "train2014/x.jpg" where the pictures are asked for in train2014."""
+    one = picture(tmp_path / "train2014" / "x.jpg")
+    assert pictures_by_id(["42"], tmp_path / "train2014", {"42": "train2014/x.jpg"}) == {"42": one}
+    two = picture(tmp_path / "val2014" / "x.jpg")
+    both = {"1": "train2014/x.jpg", "2": "val2014/x.jpg"}
+    assert pictures_by_id(["1", "2"], tmp_path, both) == {"1": one, "2": two}
+    with pytest.raises(DataError, match=r"train2014/x.jpg and val2014/x.jpg are one picture"):
+        pictures_by_id(["1", "2"], tmp_path / "val2014", both)
+    with pytest.raises(DataError, match="2 pictures answer to it"):
+        pictures_by_id(["1"], tmp_path, {"1": "elsewhere/x.jpg"})
+    with pytest.raises(DataError, match=r"1 image id\(s\) have no picture"):  # an id is no file name
+        pictures_by_id(["elsewhere/x"], tmp_path / "train2014")
+
+
 def test_file_names_of_annotations(tmp_path: Path) -> None:
     file = tmp_path / "refs.json"
     file.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}, {"id": 8}], "annotations": []}))

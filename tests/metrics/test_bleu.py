@@ -13,7 +13,9 @@ from raycap.metrics.reference_index import index_references
 
 pycoco = pytest.importorskip("pycocoevalcap.bleu.bleu")
 
-WORDS = st.sampled_from(["a", "man", "dog", "é", "日本", "1\u00a01/2", "n't", "runs", "😀"])
+WORDS = st.sampled_from(
+    ["a", "man", "dog", "é", "日本", "1\u00a01/2", "n't", "runs", "😀", "\u00a0a.com", "a.com\u2003", "a.com"]
+)
 CAPTION = st.lists(WORDS, max_size=9)
 CORPUS = st.lists(st.tuples(CAPTION, st.lists(CAPTION, min_size=1, max_size=4)), min_size=1, max_size=6)
 

@@ -29,7 +29,9 @@ REFERENCES = [
     ["a man speaks", "someone speaks", "a man is speaking while a bird is chirping in the background"],
     ["rain is falling hard on a surface"],
 ]
-WORDS = st.sampled_from(["a", "man", "dog", "é", "日本", "1\u00a01/2", "n't", "runs", "😀", "\u3000"])
+WORDS = st.sampled_from(
+    ["a", "man", "dog", "é", "日本", "1\u00a01/2", "n't", "runs", "😀", "\u3000", "\u00a0a.com", "a.com\u2003", "a.com"]
+)
 CAPTION = st.lists(WORDS, max_size=9)
 IMAGE = st.tuples(CAPTION, st.lists(CAPTION, min_size=1, max_size=4))
 CORPUS = st.lists(IMAGE, min_size=1, max_size=6)
@@ -158,6 +160,17 @@ class TestDocumentFrequency:
         before = df.to_bytes()
         prepare_references({"z": _split(["a cat sits", "a man"])}, df)
         assert df.to_bytes() == before
+
+    @settings(derandomize=True, max_examples=100, deadline=None)
+    @given(st.lists(st.lists(CAPTION, min_size=1, max_size=3), min_size=1, max_size=4))
+    def test_bytes_keep_any_tokens(self, references: list[list[list[str]]]) -> None:
+        """White space inside or at the ends of a token, too: the words are kept as one line."""
+        df = DocumentFrequency.from_references({str(n): several for n, several in enumerate(references)})
+        copy = DocumentFrequency.from_bytes(df.to_bytes())
+        assert list(copy.trie.ngrams()) == list(df.trie.ngrams())
+        assert copy.counts.tolist() == df.counts.tolist()
+        for ngram in (gram for several in references for tokens in several for gram in _ngrams(tokens, 1)):
+            assert copy[ngram] == df[ngram]
 
     @pytest.mark.parametrize("eos", [None, EOS])
     def test_bytes_and_pickle_keep_everything(self, eos: str | None) -> None:

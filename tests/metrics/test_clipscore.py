@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -79,3 +81,29 @@ def test_embeddings_are_put_in_order_and_refused_by_name() -> None:
     with pytest.raises(Refused, match="image embedding") as refused:
         embeddings.pairs(["a", "zz"])
     assert "zz" in str(refused.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("side", ["image", "candidate", "references"])
+def test_vectors_that_are_not_finite_are_refused_with_image_and_side(side: str, bad: float) -> None:
+    """They would come out as RefCLIPScore 0 and a share of 0, or as NaN."""
+    sides = {name: {"a": np.ones((1, 2)), "b": np.ones((1, 2))} for name in ("image", "candidate", "references")}
+    sides[side]["b"] = np.array([[1.0, bad]])
+    one = {name: {image: rows[0] for image, rows in sides[name].items()} for name in ("image", "candidate")}
+    embeddings = ClipEmbeddings("toy", one["image"], one["candidate"], sides["references"])
+    read = embeddings.reference_rows if side == "references" else embeddings.pairs
+    with pytest.raises(Refused, match=r"1 .* embedding\(s\) hold NaN or infinity") as refused:
+        read(["a", "b"])
+    assert (refused.value.key, refused.value.value) == (f"embeddings.{side}", ["b"])
+
+
+@pytest.mark.parametrize("measure", [ref_clip_scores, own_refs, pooled])
+@pytest.mark.parametrize("side", [0, 1, 2])
+def test_the_formulas_refuse_them_as_well(measure: Callable[..., np.ndarray], side: int) -> None:
+    *vectors, owner = _random()
+    vectors[side][1, 0] = np.nan
+    with pytest.raises(Refused, match=r"\['row 1'\]"):
+        measure(*vectors, owner)
+    if side < 2:
+        with pytest.raises(Refused, match=r"\['row 1'\]"):
+            clip_scores(*vectors[:2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +68,15 @@ def test_tokens_with_white_space_are_two_words() -> None:
     assert words_of(["1\u00a01/2", "cups"]) == ["1", "1/2", "cups"]
     flat = flatten([["1\u00a01/2", "cups"]], {"1": 1, "1/2": 2})
     assert flat.words.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("token", ["\u00a0a.com", "a.com\u00a0", "\u3000a.com\u2003"])
+def test_white_space_at_a_token_s_ends_is_no_part_of_the_word(token: str) -> None:
+    """Split as coco-caption splits it, in the vocabulary, beside it, and where only the trimmed word is known."""
+    assert flatten([[token, "is"]], {"a.com": 1}).words.tolist() == [1, 2]
+    assert flatten([[token, "a.com"]], {}).words.tolist() == [1, 1]
+    trie, flat, _, _ = NgramTrie.empty().extended([[token, "is"], ["a.com"]])
+    assert (list(trie.vocabulary), flat.words.tolist()) == (["a.com", "is"], [1, 2, 1])
 
 
 def test_unknown_words_are_kept_apart() -> None:

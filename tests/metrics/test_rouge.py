@@ -10,7 +10,9 @@ from raycap.metrics.rouge import _common, rouge_l, rouge_l_caption
 
 pycoco = pytest.importorskip("pycocoevalcap.rouge.rouge")
 
-WORDS = st.sampled_from(["a", "man", "dog", "é", "日本", "1\u00a01/2", "n't", "runs", "😀"])
+WORDS = st.sampled_from(
+    ["a", "man", "dog", "é", "日本", "1\u00a01/2", "n't", "runs", "😀", "\u00a0a.com", "a.com\u2003", "a.com"]
+)
 CAPTION = st.lists(WORDS, max_size=12)
 CORPUS = st.lists(st.tuples(CAPTION, st.lists(CAPTION, min_size=1, max_size=4)), min_size=1, max_size=6)
 

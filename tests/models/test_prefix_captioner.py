@@ -15,6 +15,7 @@ from raycap.models.build import new_captioner
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig, token_logprobs
 from raycap.models.tokenizer import WordTokenizer
 from raycap.recipe import CaptionerRecipe
+from tests.conftest import NumberTokenizer
 
 MakeCaptioner = Callable[..., PrefixCaptioner]
 CASES = [
@@ -80,6 +81,37 @@ def test_scores_and_gradients_equal_the_naive_forward(
     assert max(mapped) > 1e-3
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "mistral": {"num_key_value_heads": 2, "intermediate_size": 32},
+    "qwen2": {"num_key_value_heads": 2, "intermediate_size": 32},
+    "gemma": {"num_key_value_heads": 1, "intermediate_size": 32, "head_dim": 4},
+    "gemma2": {"num_key_value_heads": 1, "intermediate_size": 32, "head_dim": 4},  # caps its attention and its logits
+    "gpt_neox": {"intermediate_size": 32},
+    "phi": {"intermediate_size": 32},
+    "bloom": {"n_layer": 2, "n_head": 4},  # its own attention, by distance
+    "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
+    "falcon": {},
+}
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_other_lms_score_and_decode_as_one_forward_does(make_captioner: MakeCaptioner, model_type: str) -> None:
+    """Whether an LM shares its prefixes is found out by trying: it must come out right either way."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 48}
+    captioner = make_captioner(lm_config={"model_type": model_type, **sizes, **OTHERS[model_type]}, spread=0.3)
+    shown, (tokens, mask) = pictures("grid", 3), captions(6)
+    with torch.no_grad():
+        conditioning = captioner.encode(shown)
+        scores = captioner.score(conditioning, tokens, mask)
+        torch.testing.assert_close(scores, naive(captioner, shown, tokens, mask, 1.0), rtol=0, atol=1e-4)
+        state = captioner.prefill(conditioning).repeat(2)
+        for position in range(4):
+            picked = torch.log_softmax(state.readout.logits, dim=1).gather(1, tokens[:, position, None])[:, 0]
+            torch.testing.assert_close(picked * mask[:, position], scores[:, position], rtol=0, atol=1e-4)
+            _, state = captioner.step(state, tokens[:, position])
+    assert captioner.shares_prefix == (model_type not in ("gemma2", "bloom", "opt", "falcon"))
+
+
 @pytest.mark.parametrize("lm", ["gpt2", "llama"])
 def test_a_row_does_not_depend_on_padding_or_neighbours(make_captioner: MakeCaptioner, lm: str) -> None:
     captioner = make_captioner(lm)
@@ -126,11 +158,11 @@ def test_stepping_equals_one_forward_and_states_select_and_repeat_rows(make_capt
     captioner = make_captioner(lm)
     shown, tokens = pictures("grid", 3), captions(6)[0]
     state = captioner.prefill(captioner.encode(shown)).repeat(2)
-    logits = [state.logits]
+    logits = [state.readout.logits]
     for position in range(3):
         out, state = captioner.step(state, tokens[:, position])
-        assert torch.equal(out, state.logits)
-        logits.append(out)
+        assert torch.equal(out.logits, state.readout.logits)
+        logits.append(out.logits)
     rows = torch.tensor([5, 0, 0])
     state = state.select(rows)
     out, state = captioner.step(state, tokens[rows, 3])
@@ -139,7 +171,7 @@ def test_stepping_equals_one_forward_and_states_select_and_repeat_rows(make_capt
         words = captioner.lm.get_input_embeddings()(tokens[row : row + 1, :4])  # type: ignore[operator]
         full = captioner.lm(inputs_embeds=torch.cat([prefix, words], dim=1), use_cache=False).logits[0, 3:]
         torch.testing.assert_close(torch.stack([each[row] for each in logits]), full[:4], rtol=0, atol=1e-4)
-        torch.testing.assert_close(out[n], full[4], rtol=0, atol=1e-4)
+        torch.testing.assert_close(out.logits[n], full[4], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -296,3 +328,23 @@ def test_a_new_captioner_hangs_on_its_seed_alone() -> None:
 def test_lms_that_cannot_be_built_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         build(**changed)
+
+
+@pytest.mark.parametrize("lm", ["gpt2", "llama", "llama, prefixes copied"])
+def test_gradients_repeat_bit_by_bit_on_several_threads(make_captioner: MakeCaptioner, lm: str) -> None:
+    """A sum whose order hangs on which thread comes first makes every run another one, whatever the seed says."""
+    wide = {"n_embd": 64} if lm == "gpt2" else {"hidden_size": 64}
+    captioner = make_captioner(lm.partition(",")[0], tokenizer=NumberTokenizer(2000), spread=0.05, lm_config=wide)
+    captioner._shares_prefix = "copied" not in lm
+    draw = torch.Generator().manual_seed(4)
+    shown, tokens = torch.randn(8, 4, 8, generator=draw), torch.randint(2, 2000, (200, 9), generator=draw)
+    mask = (torch.arange(9) < 3 + torch.arange(200)[:, None] % 7).float()
+    torch.set_num_threads(2)
+    try:
+        first, *others = [
+            gradients(captioner, captioner.score(captioner.encode(shown), tokens, mask).sum()) for _ in range(4)
+        ]
+    finally:
+        torch.set_num_threads(1)
+    for other in others:
+        assert [name for name, value in first.items() if not torch.equal(other[name], value)] == []

@@ -36,6 +36,25 @@ def test_what_is_not_there_is_named(given: str, message: str) -> None:
         check_models(load_recipe("flickr8k", [given], {}))
 
 
+def test_a_pretrained_lm_is_looked_at_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config is a small file: whether the LM is there and has room for prefix and caption is said in seconds."""
+    from transformers import GPT2Config
+
+    GPT2Config(n_positions=30, n_embd=8, n_layer=1, n_head=2).save_pretrained(tmp_path / "short")
+    GPT2Config(n_positions=64, n_embd=8, n_layer=1, n_head=2).save_pretrained(tmp_path / "long")
+    check_models(load_recipe("flickr8k", [f"captioner.lm={tmp_path / 'long'}"], {}))
+    with pytest.raises(RecipeError, match=r"captioner.lm = .*30 positions, a prefix of 25 and 20 tokens"):
+        check_models(load_recipe("flickr8k", [f"captioner.lm={tmp_path / 'short'}"], {}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"captioner.lm = 'long': is a relative path"):
+        check_models(load_recipe("flickr8k", ["captioner.lm=long"], {}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RecipeError, match=r"captioner.lm = .*cannot be loaded"):
+        check_models(load_recipe("flickr8k", [f"captioner.lm={tmp_path / 'empty'}"], {}))
+
+
 def test_only_what_the_stages_need_is_looked_at(tmp_path: Path) -> None:
     given = ["features.encoder=resnet51", "captioner.lm=/nowhere/llama", "stages=[prepare]"]
     check_models(load_recipe("flickr8k", given, {}))

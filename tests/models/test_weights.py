@@ -76,6 +76,13 @@ def test_a_captioner_s_snapshot_makes_another_one_say_the_same(make_captioner: M
     assert bits(learner) == bits(worker)
 
 
+def test_weights_arrive_in_the_reader_s_own_type(make_captioner: MakeCaptioner) -> None:
+    learner, worker = make_captioner(seed=0), make_captioner(seed=1).bfloat16()
+    load_snapshot(worker, snapshot(learner, ID))
+    pairs = zip(learner.parameters(), worker.parameters(), strict=True)
+    assert all(torch.equal(mine.bfloat16(), theirs) for mine, theirs in pairs)
+
+
 def test_only_what_is_trained_is_published(make_captioner: MakeCaptioner) -> None:
     published = snapshot(make_captioner(lm_tuning="frozen"), ID)
     assert {entry.name.split(".")[0] for entry in published.manifest} == {"mapping"}
@@ -114,7 +121,7 @@ FAULTS: dict[str, tuple[Callable[[WeightSnapshot], WeightSnapshot], str]] = {
     "missing": (lambda p: entries(p, last=None), "of another model"),
     "unknown": (lambda p: entries(p, last=replace(p.manifest[-1], name="lm.head")), "of another model"),
     "shape": (lambda p: entries(p, odd=replace(p.manifest[2], shape=(7, 3))), r"published as float32\(7, 3\)"),
-    "dtype": (lambda p: entries(p, short=replace(p.manifest[3], dtype="float16")), r"published as float16\(5, 5\)"),
+    "dtype": (lambda p: entries(p, short=replace(p.manifest[3], dtype="int8")), r"published as int8\(5, 5\)"),
     "size": (lambda p: entries(p, last=replace(p.manifest[4], nbytes=256)), "does not hold it"),
     "truncated": (lambda p: replace(p, buffer=p.buffer[:-64]), "does not hold it"),
 }

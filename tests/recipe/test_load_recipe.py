@@ -101,6 +101,7 @@ def test_overrides_reach_into_mappings_and_into_sections_that_are_not_there() ->
         ("evaluate.metrics=[cider, blue]", "evaluate.metrics.1", "blue", "'bleu'"),
         ("rewards.cider.weight=heavy", "rewards.cider.weight", "heavy", "valid number"),
         ("name=a/b", "name", "a/b", "pattern"),
+        ("data.select_size=-1", "data.select_size", -1, "greater than or equal to 0"),
         ("name=..", "name", "..", "pattern"),
         ("scst=3", "scst", 3, "dictionary"),
         ("clip.reward={pretrained: openai}", "clip.reward.model", {"pretrained": "openai"}, "required"),
@@ -140,18 +141,28 @@ def test_an_unknown_key_suggests_the_nearest(override: str, key: str, suggestion
         ("name.first=a", "name.first"),
         ("stages.0=mle", "stages.0"),
         ("scst.steps=[1", "scst.steps"),
+        ("data={[a]: 1}", "data"),
     ],
 )
 def test_overrides_that_cannot_be_read(override: str, key: str) -> None:
     error = refused(override)
     assert error.key == key
     assert error._has_value
+    assert "\n" not in str(error)
 
 
 CONTRADICTIONS = [
     (("scst.num_samples=1",), "scst.baseline", "scst.num_samples"),
     (("data.num_labeled=10", "data.labeled_fraction=0.1"), "data.num_labeled", "data.labeled_fraction"),
     (("clip.judge={model: raycap-scenes-reward, seed: 9}",), "clip.judge.model", "clip.reward"),
+    (
+        (
+            "clip.reward={model: ViT-B-32, pretrained: openai}",
+            "clip.judge={model: ViT-B-32-quickgelu, pretrained: metaclip_400m}",
+        ),
+        "clip.judge.model",
+        "another backbone",
+    ),
     (("clip.judge={model: raycap-scenes-reward, seed: 1}",), "clip.judge", "must not judge"),
     (("clip.reward=null", "features.encoder=clip.reward"), "features.encoder", "clip.reward"),
     (("clip.reward=null", "stages=[mle]", "rewards.clip.weight=1"), "rewards.clip", "clip.reward"),
@@ -183,6 +194,7 @@ def test_files_that_hold_no_recipe_are_named(tmp_path: Path, content: bytes) -> 
     with pytest.raises(RecipeError) as error:
         load_recipe(str(file), environ={})
     assert (error.value.key, error.value.value) == ("recipe", str(file))
+    assert "\n" not in str(error.value)
 
 
 def test_a_weight_on_the_command_line_adds_a_component() -> None:

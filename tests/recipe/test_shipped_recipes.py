@@ -51,6 +51,12 @@ def test_what_a_shipped_recipe_reads_is_made_by_one_of_its_stages(name: str) -> 
         assert {"prepare", "features", "mle"} <= set(recipe.stages)
 
 
+def test_photos_keep_no_split_from_training_that_they_do_not_report_on() -> None:
+    """Of a folder without splits, a tenth is test, a tenth of the rest `select`: an unused dev would be lost."""
+    recipe = load_recipe("photos", environ={})
+    assert set(recipe.data.splits) == {"train", recipe.evaluate.split}
+
+
 ALL = sections(Recipe)
 
 

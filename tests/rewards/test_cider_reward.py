@@ -85,7 +85,9 @@ def test_frequencies_counted_with_the_other_setting_are_refused(make_context: Ma
         with pytest.raises(RecipeError, match="the other setting") as refused:
             CiderReward(make_context(eos=eos), eos=not eos)
         assert (refused.value.key, refused.value.value) == ("rewards.cider.options.eos", not eos)
-        assert refused.value.remedy
+        for part in ("named `cider`", "without `source`", "the same `eos`"):
+            assert part in str(refused.value.remedy)
+        assert "rerun" not in str(refused.value), "counting again gives the same frequencies"
 
 
 def test_the_signature_says_whether_the_end_counts(make_context: MakeContext) -> None:

@@ -33,7 +33,9 @@ def test_linear_is_flat_then_straight_then_flat() -> None:
 
 
 def test_linear_without_an_end_arrives_with_the_run() -> None:
-    assert weights(mix(total=50, weight=0.0, kind="linear", to=2.0), 0, 25, 50) == pytest.approx([0, 1, 2])
+    made = mix(total=50, weight=0.0, kind="linear", to=2.0)
+    assert weights(made, 1, 25, 50) == pytest.approx([2 / 50, 1, 2])
+    assert weights(made, 50) == [2.0], "the last update has the target itself"
 
 
 def test_steps_hold_until_the_next_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -90,6 +91,19 @@ def test_an_exception_stops_the_job_and_is_kept_as_the_cause(error: BaseExceptio
 @pytest.mark.parametrize("answer", [None, 0.5, 7])
 def test_an_answer_that_is_no_list_stops_the_job(answer: Any) -> None:
     with pytest.raises(RewardError, match="raised TypeError"):
+        ask(lambda batch: answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{1.0: "a", 2.0: "b", 3.0: "c"}, {1.0: 1, 2.0: 2, 3.0: 3}.keys(), {1.0, 2.0, 3.0}, frozenset((1, 2, 3)), "123",
+     b"123", bytearray(b"123"), {}, Counter([1.0, 2.0, 3.0])],
+    ids=lambda answer: type(answer).__name__,
+)  # fmt: skip
+def test_what_has_no_order_of_captions_stops_the_job(answer: Any) -> None:
+    """The keys of a dict of three numbers would pass for three rewards."""
+    kind = type(answer).__name__
+    with pytest.raises(RewardError, match=rf"rewards.mine = 'a cat': returned a {kind}.*return a list"):
         ask(lambda batch: answer)
 
 

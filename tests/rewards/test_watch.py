@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from raycap.rewards.watch import HackingWatch
 
 GOOD = {"select_cider": 0.8, "select_length": 10.0, "select_bad_endings": 0.0, "select_repetition": 0.02}
@@ -53,6 +55,37 @@ def test_bad_endings_repetition_and_length_are_watched_too() -> None:
         said = run(HackingWatch(), [0.5, 0.6, 0.7, 0.8], [{figure: value} for value in values])
         assert [len(sentences) for sentences in said] == [0, 0, 0, 1], figure
         assert figure in said[3][0]
+
+
+def test_a_slow_drift_of_the_length_is_seen() -> None:
+    """A word in every five looks: never a quarter within three looks, but 2.6 of 10 words in the end."""
+    lengths = [10 + 0.2 * look for look in range(16)]
+    figures = [{"select_length": length} for length in lengths]
+    rewards = [0.5 + 0.05 * look for look in range(16)]
+    said = run(HackingWatch(), rewards, figures)
+    assert [look for look, sentences in enumerate(said) if sentences] == [13]
+    assert "select_length went from 10.000 to 12.600 since the first look" in said[13][0]
+    for cut in (1, 5, 13, 14):
+        first, second = HackingWatch(), HackingWatch()
+        before = run(first, rewards[:cut], figures[:cut])
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert before + run(second, rewards[cut:], figures[cut:]) == said
+
+
+def test_states_without_the_first_length_still_load() -> None:
+    first, second = HackingWatch(), HackingWatch()
+    lengths = [10, 10.5, 11, 11.5, 12, 12.5, 13, 13.5, 14, 14.5]
+    run(first, [0.5] * 5, [{"select_length": length} for length in lengths[:5]])
+    old = first.state_dict()
+    del old["first_length"]
+    second.load_state_dict(old)
+    said = run(second, [0.6, 0.7, 0.8, 0.9, 1.0], [{"select_length": length} for length in lengths[5:]])
+    assert [len(sentences) for sentences in said] == [0, 0, 1, 0, 0], "a quarter over the oldest look that it knows"
+    assert "from 10.500 to 13.500" in said[2][0]
+    empty = HackingWatch()
+    empty.load_state_dict({"looks": [], "said": [], "idle": []})
+    assert empty.look(GOOD) == []
+    assert empty.state_dict()["first_length"] == 10.0
 
 
 def test_a_component_of_weight_0_only_watches() -> None:

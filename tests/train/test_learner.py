@@ -18,8 +18,9 @@ from raycap.data.features import FeatureStore
 from raycap.errors import WorkFailed
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import load_snapshot
-from raycap.recipe import SCSTRecipe
+from raycap.recipe import RewardRecipe, ScheduleRecipe, SCSTRecipe
 from raycap.rewards.contract import score_generation
+from raycap.rewards.mix import Mix
 from raycap.rl.advantages import combine
 from raycap.train.learner import Learner, digest
 from raycap.train.prompts import PromptSchedule
@@ -181,10 +182,10 @@ def roll_out(
 def test_the_gradient_does_not_depend_on_how_the_step_is_cut(
     make_captioner: MakeCaptioner, tiny: TinyData, normalize: str
 ) -> None:
-    """Leases of 4, 8 (8 + 4) and 12 images of a step of 12, some images without any reward."""
+    """Leases of 4, 8 (8 + 4) and 12 images of a step of 12, some images without any reward; one image at a time too."""
     found, losses = {}, {}
-    for size in (4, 8, 12):
-        recipe = recipe_of(normalize=normalize, baseline="leave_one_out")
+    for size, rows in ((4, 1), (8, 9), (12, 10**6)):
+        recipe = recipe_of(normalize=normalize, baseline="leave_one_out", micro_batch=rows)
         learner = Learner(make_captioner(seed=3), tiny.grid, recipe, {"picky": 1.0})
         rollouts = roll_out(learner.captioner, tiny.grid, recipe, {"picky": Picky()}, lease_size=size)
         values = learner.update(rollouts)
@@ -276,6 +277,30 @@ def test_what_is_logged_of_the_rewards(make_captioner: MakeCaptioner, tiny: Tiny
     lengths = np.concatenate([r.generation.lengths for r in rollouts])
     assert values["length"] == pytest.approx(lengths.mean())
     assert 0 < values["finished_share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "last"),
+    [
+        ({"kind": "linear", "to": 0.25}, 1 - 0.75 / 200, 0.25),
+        ({"kind": "step", "at": {200: 0.5}}, 1.0, 0.5),
+        ({"kind": "linear", "to": 3.0, "start": 199}, 1.0, 3.0),
+    ],
+)
+def test_an_update_has_the_weight_of_its_log_line(
+    make_captioner: MakeCaptioner, tiny: TinyData, schedule: dict[str, Any], first: float, last: float
+) -> None:
+    """Of 200 updates the last is line 200: a linear schedule has arrived, `at: {200: ...}` has switched."""
+    mix = Mix({"length": RewardRecipe(weight=1.0, schedule=ScheduleRecipe(**schedule))}, total_steps=200)
+    learner = Learner(make_captioner(seed=3), tiny.grid, recipe_of(steps=200), mix)
+    rollouts = roll_out(learner.captioner, tiny.grid, learner.recipe, {"length": Length()})
+    seen = {}
+    for before in (0, 198, 199):
+        learner.step = before
+        values = learner.update(rollouts)
+        seen[learner.step] = values["reward/length/weight"]
+    assert (seen[1], seen[200]) == pytest.approx((first, last))
+    assert seen[199] != pytest.approx(last)
 
 
 def test_the_digest_hangs_on_every_caption_and_reward(make_captioner: MakeCaptioner, tiny: TinyData) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from raycap.errors import WorkFailed
 from raycap.models.prefix import PrefixCaptioner
-from raycap.train.optimizing import Alone, Average, adamw, set_lr, warmup_cosine, warmup_linear
+from raycap.train.optimizing import Alone, Average, adamw, clip_gradients, set_lr, warmup_cosine, warmup_linear
 from raycap.train.seeding import DROPOUT, INIT, seed_torch
 
 
@@ -159,3 +160,14 @@ def test_the_average_of_a_captioner_is_over_what_is_trained(make_captioner: Call
     captioner = make_captioner(lm_tuning="frozen")
     mean: Any = Average(captioner, 0.9).state_dict()["mean"]
     assert [value.shape for value in mean] == [p.shape for p in captioner.mapping.parameters()]
+
+
+@pytest.mark.parametrize("planted", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_is_an_error_and_not_a_step(planted: float) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.tensor([0.0, planted, 1.0])
+    with pytest.raises(WorkFailed, match=r"grad_norm = .*step 7 is not finite.*lower mle\.lr"):
+        clip_gradients([weight], 1.0, step=7, remedy="lower mle.lr")
+    weight.grad = torch.tensor([3.0, 0.0, 4.0])
+    assert clip_gradients([weight], 1.0, step=7, remedy="") == pytest.approx(5.0)
+    torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.0, 0.8]), rtol=1e-5, atol=0)

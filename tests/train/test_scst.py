@@ -146,7 +146,7 @@ def test_scheduled_weights_and_the_watch_survive_an_interruption(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
     weights = [record["reward/bandit/weight"] for record in steps(tmp_path / "cut")]
     if schedule["kind"] == "linear":
-        assert weights == pytest.approx([1 - step / 6 for step in range(6)])
+        assert weights == pytest.approx([1 - step / 6 for step in range(1, 7)])
     else:  # the look before the first step sets the mark, the one after it finds nothing better
         assert weights == [1.0, *[0.25] * 5]
         assert [r["weights_switched"] for r in steps(tmp_path / "cut") if "weights_switched" in r] == [{"bandit": 0.25}]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from raycap.errors import DataError
+from raycap.errors import DataError, WorkFailed
 from raycap.models.clip import Clip, load_trained_clip, new_clip
 from raycap.recipe import ClipModelRecipe, ClipTrainRecipe
 from raycap.train.clip import _load, _optimizer, _recall, _shifted, train_clip
@@ -182,3 +182,16 @@ def test_pictures_are_loaded_as_the_model_takes_them(pictures: dict[str, Path]) 
     assert (loaded.shape, loaded.dtype) == ((16, 3, 64, 64), torch.float16)
     with pytest.raises(DataError, match="more than 100"):
         _load(clip, list(pictures.values()), 100)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_leaves_no_clip(
+    pictures: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+            return (image * text).sum() * torch.nan
+
+    monkeypatch.setattr("open_clip.loss.ClipLoss", Broken)
+    with pytest.raises(WorkFailed, match=r"step 0 is not finite.*clip\.train\.lr"):
+        train(pictures, tmp_path / "clip", epochs=1)
+    assert not (tmp_path / "clip").exists()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from raycap.data.subsets import hash_order
 from raycap.data.tables import read_json, read_json_lines
 from raycap.data.text import clean_caption
 from raycap.errors import DataError
+from raycap.whole_file import write_whole
 
 VERSION = 2  # raise it when the same seed draws or says something else
 CAPTIONS, TRUTH = "captions.jsonl", "scenes.json"
@@ -135,6 +135,4 @@ def _write(path: Path, content: bytes) -> None:
     """Whole or not at all; an equal file stays as it is, so that its time of change tells the truth."""
     if path.exists() and path.stat().st_size == len(content) and path.read_bytes() == content:
         return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    write_whole(path, content)

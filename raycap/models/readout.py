@@ -1,0 +1,154 @@
+"""From a captioner's hidden states to its words: a matrix product over the vocabulary, in as many pieces as one likes.
+
+Whoever draws a token needs each row's logits once. All of them at a time are the largest array of decoding: taken in
+blocks of words they stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Readout:
+    """Logits of the next token of N rows, not yet computed: hidden · weightᵀ + bias.
+
+    Attributes:
+        hidden: [N, H]; with `weight` None the logits themselves, [N, V].
+        weight: [V, H].
+        bias: [V].
+    """
+
+    hidden: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.hidden.shape[0]
+
+    @property
+    def words(self) -> int:
+        """V."""
+        return self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Logits of the words start .. stop − 1, [N, stop − start]; a view where they are there already."""
+        if self.weight is None:
+            return self.hidden[:, start:stop]
+        # Few rows and many words: with the words on the left a processor's product is up to twice as fast.
+        logits = torch.mm(self.weight[start:stop], self.hidden.T)
+        return (logits if self.bias is None else logits.add_(self.bias[start:stop, None])).T
+
+    @property
+    def logits(self) -> Tensor:
+        """All of them, [N, V]."""
+        return self.block(0, self.words)
+
+    def to(self, dtype: torch.dtype) -> Readout:
+        """The same in another type."""
+        weight = None if self.weight is None else self.weight.to(dtype)
+        return Readout(self.hidden.to(dtype), weight, None if self.bias is None else self.bias.to(dtype))
+
+    def over(self, temperature: float) -> Readout:
+        """Of logits / temperature."""
+        if temperature == 1.0:
+            return self
+        bias = None if self.bias is None else self.bias / temperature
+        return Readout(self.hidden / temperature, self.weight, bias)
+
+    def select(self, rows: Tensor) -> Readout:
+        return Readout(self.hidden.index_select(0, rows), self.weight, self.bias)
+
+    def repeat(self, times: int) -> Readout:
+        return Readout(self.hidden.repeat_interleave(times, dim=0), self.weight, self.bias)
+
+    def join(self, other: Readout) -> Readout:
+        return Readout(torch.cat([self.hidden, other.hidden]), self.weight, self.bias)
+
+
+CHUNK = 1 << 24
+"""Probabilities that scoring keeps for the gradient, and logits that it holds at a time, in numbers (64 MiB)."""
+
+
+def readout_logprobs(readout: Readout, tokens: Tensor, temperature: float = 1.0, *, chunk: int = CHUNK) -> Tensor:
+    """log softmax(logits / temperature) of one token a row, with gradient, float32 [M].
+
+    The logits of all rows are never there together: they are computed in chunks. Probabilities of the first rows, as
+    many as make up a chunk, are kept for the gradient; those of the others are computed again.
+
+    Args:
+        readout: of M rows.
+        tokens: int64 [M].
+        chunk: numbers held at a time.
+    """
+    if readout.weight is not None and torch.is_autocast_enabled(readout.hidden.device.type):
+        # the backward pass knows no autocast
+        readout = readout.to(torch.get_autocast_dtype(readout.hidden.device.type))
+    if readout.weight is None:
+        logits = readout.logits.float()
+        return -torch.nn.functional.cross_entropy(
+            logits if temperature == 1.0 else logits / temperature, tokens, reduction="none"
+        )
+    rows = max(1, chunk // readout.words)
+    return _Chunked.apply(readout.hidden, readout.weight, readout.bias, tokens, temperature, rows)
+
+
+class _Chunked(torch.autograd.Function):
+    """Keeps one number a row, and what room there is of probabilities."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, rows: int
+    ) -> Tensor:
+        picked = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        kept = None
+        for part in _parts(len(hidden), rows):
+            logprobs, chances = _softmax(_scaled(hidden[part], weight, bias, temperature), tokens[part])
+            picked[part] = logprobs
+            kept = chances if kept is None else kept
+        ctx.save_for_backward(hidden, weight, bias, tokens, kept if any(ctx.needs_input_grad) else None)
+        ctx.temperature, ctx.rows = temperature, rows
+        return picked
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, kept = ctx.saved_tensors
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        for part in _parts(len(hidden), ctx.rows):
+            if kept is not None and part.start == 0:
+                chances = kept
+            else:
+                _, chances = _softmax(_scaled(hidden[part], weight, bias, ctx.temperature), tokens[part])
+            upstream = gradient[part, None] / ctx.temperature
+            slope = chances.mul_(-upstream).scatter_add_(1, tokens[part, None], upstream).to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(slope, weight, out=of_hidden[part])
+            if of_weight is not None:
+                of_weight.addmm_(slope.T, hidden[part])
+            if of_bias is not None:
+                of_bias += slope.sum(dim=0)
+        return of_hidden, of_weight, of_bias, None, None, None
+
+
+def _softmax(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of one token a row, [M], and all probabilities [M, V], which take the place of the logits."""
+    told = logits.gather(1, tokens[:, None])[:, 0]
+    top = logits.amax(dim=1, keepdim=True)
+    chances = logits.sub_(top).exp_()
+    total = chances.sum(dim=1, keepdim=True)
+    return told - top[:, 0] - total[:, 0].log(), chances.div_(total)
+
+
+def _parts(count: int, rows: int) -> list[slice]:
+    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    return logits if temperature == 1.0 else logits / temperature

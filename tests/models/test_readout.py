@@ -1,0 +1,61 @@
+"""Log-probabilities of single tokens from hidden states, all logits at once and in chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from raycap.models.readout import Readout, readout_logprobs
+
+ROWS, WIDTH, WORDS = 23, 6, 50
+
+
+def made(bias: bool) -> tuple[list[Tensor], Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    parts = [torch.randn(ROWS, WIDTH, generator=draw), torch.randn(WORDS, WIDTH, generator=draw)]
+    parts += [torch.randn(WORDS, generator=draw)] if bias else []
+    return [part.double().requires_grad_() for part in parts], torch.randint(WORDS, (ROWS,), generator=draw)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("chunk", [1, 7 * WORDS, 10**6])
+def test_chunks_change_neither_values_nor_gradients(bias: bool, temperature: float, chunk: int) -> None:
+    parts, tokens = made(bias)
+    direction = torch.randn(ROWS, generator=torch.Generator().manual_seed(1)).double()
+    logits = parts[0] @ parts[1].T + (parts[2] if bias else 0.0)
+    slow = torch.log_softmax(logits / temperature, dim=1)[torch.arange(ROWS), tokens]
+    expected = torch.autograd.grad((slow * direction).sum(), parts)
+    fast = readout_logprobs(Readout(*parts), tokens, temperature, chunk=chunk)
+    assert fast.dtype == torch.float32
+    torch.testing.assert_close(fast.double(), slow, rtol=0, atol=1e-5)
+    for got, want in zip(torch.autograd.grad((fast * direction).sum(), parts), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_what_needs_no_gradient_gets_none() -> None:
+    (hidden, weight), tokens = made(bias=False)
+    readout_logprobs(Readout(hidden, weight.detach()), tokens, chunk=WORDS).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+
+
+def test_logits_that_are_there_are_taken_as_they_are() -> None:
+    logits = torch.randn(4, 9)
+    readout = Readout(logits)
+    assert readout.logits is logits or torch.equal(readout.logits, logits)
+    assert readout.words == 9
+    tokens = torch.tensor([0, 8, 3, 3])
+    torch.testing.assert_close(readout_logprobs(readout, tokens), torch.log_softmax(logits, 1)[torch.arange(4), tokens])
+
+
+def test_rows_are_selected_repeated_and_joined() -> None:
+    (hidden, weight, bias), _ = made(bias=True)
+    readout = Readout(hidden, weight, bias)
+    rows = torch.tensor([3, 3, 0])
+    whole = readout.logits
+    torch.testing.assert_close(readout.select(rows).logits, whole[rows])
+    torch.testing.assert_close(readout.repeat(2).logits, whole.repeat_interleave(2, dim=0))
+    torch.testing.assert_close(readout.join(readout.select(rows)).logits, torch.cat([whole, whole[rows]]))
+    torch.testing.assert_close(torch.cat([readout.block(0, 20), readout.block(20, WORDS)], dim=1), whole)
