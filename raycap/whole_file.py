@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, or cannot take the target's place; the target is as it was.
     """
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    unfinished = target.with_name(f".{target.name}.{token_hex(4)}.tmp")  # process ids repeat across machines
     try:
         yield unfinished
         os.replace(unfinished, target)

@@ -170,11 +170,13 @@ def check_target(path: Path, key: str) -> None:
     """Whether a file can be put there, before any work is done for it; its folder is made when missing.
 
     Raises:
-        Refused: it is a folder, or its own folder cannot be made or written to.
+        Refused: it is a folder or a device, or its own folder cannot be made or written to.
     """
     try:
         if path.is_dir():
             raise Refused("is a folder", key=key, value=str(path), remedy="name a file in it")
+        if path.exists() and not path.is_file():  # a device or pipe: the finished file would take its place
+            raise Refused("is no plain file", key=key, value=str(path), remedy="name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         why = None if os.access(path.parent, os.W_OK) else "its folder is read-only"
     except OSError as error:
@@ -184,10 +186,12 @@ def check_target(path: Path, key: str) -> None:
 
 
 def out_folder(path: Path) -> Path:
-    """The folder, made when missing; raises Refused where that cannot be, before any work is done for it."""
+    """The folder, made when missing; raises Refused where files cannot be put there, before any work is done for it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        why = None if os.access(path, os.W_OK) else "it is read-only"
     except OSError as error:
-        raise Refused(f"cannot be made: {error.strerror}", key="out", value=str(path),
-                      remedy="name another folder") from error  # fmt: skip
+        why = error.strerror
+    if why is not None:
+        raise Refused(f"cannot be written to: {why}", key="--out", value=str(path), remedy="name another folder")
     return path.absolute()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from raycap.cli.group import as_options, check_target, json_text, metric_list, options, write_json, write_text
+from raycap.cli.group import AnyPath, as_options, check_target, json_text, metric_list, options, write_json, write_text
 
 if TYPE_CHECKING:
     from raycap.metrics.clipscore import ClipEmbeddings
@@ -22,22 +22,22 @@ JUDGED_METRICS = ("bleu", "rouge", "cider")
 
 @click.command()
 @options(
-    click.option("--candidates", required=True, type=click.Path(path_type=Path), metavar="FILE",
+    click.option("--candidates", required=True, type=AnyPath(), metavar="FILE",
                  help='COCO results [{"image_id", "caption"}], or the same as JSONL.'),
-    click.option("--references", required=True, type=click.Path(path_type=Path), metavar="FILE",
+    click.option("--references", required=True, type=AnyPath(), metavar="FILE",
                  help='COCO captions annotations, {"image_id": ["...", ...]}, or JSONL.'),
     click.option("--metrics", callback=metric_list, metavar="NAME,...",
                  help="bleu, rouge, cider, meteor, spice, clipscore, refcompare, or a key of the output for its "
                  "metric (bleu_4 for bleu). Default: bleu,rouge,cider,meteor,spice, and clipscore where a CLIP is "
                  "named. meteor and spice run Java and are `unavailable` where it or their jars are not there."),
-    click.option("--images", type=click.Path(path_type=Path), metavar="FOLDER",
+    click.option("--images", type=AnyPath(), metavar="FOLDER",
                  help="Pictures, for metrics by CLIP: an image id is a picture's path in it, its name or its stem."),
     click.option("--clip-model", metavar="NAME|FOLDER", help="An open_clip model, or a CLIP that raycap trained."),
     click.option("--clip-pretrained", metavar="TAG|FILE", help="Its weights; not for a folder."),
     click.option("--allow-partial", is_flag=True, help="Score the ids that both sides have, and count the others."),
-    click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
+    click.option("--out", type=AnyPath(), metavar="FILE",
                  help="Takes the JSON, which goes to standard output otherwise."),
-    click.option("--per-image", type=click.Path(path_type=Path), metavar="FILE", help="Takes one JSON line an image."),
+    click.option("--per-image", type=AnyPath(), metavar="FILE", help="Takes one JSON line an image."),
 )  # fmt: skip
 def score(
     candidates: Path, references: Path, metrics: tuple[str, ...] | None, images: Path | None, clip_model: str | None,
@@ -67,6 +67,8 @@ def _check_targets(out: Path | None, per_image: Path | None = None) -> None:
     for key, path in (("--out", out), ("--per-image", per_image)):
         if path is not None:
             check_target(path, key)
+    if out and per_image and out.resolve() == per_image.resolve():
+        raise click.UsageError("--out and --per-image name one file")
 
 
 def _check_clip_options(images: Path | None, model: str | None, pretrained: str | None) -> None:
@@ -150,11 +152,11 @@ def tokenize() -> None:
 @options(
     click.option("--judgements", required=True, metavar="flickr8k-expert|flickr8k-crowdflower|FILE",
                  help='FILE is JSONL: {"image_id", "caption", "references", "score"} a line.'),
-    click.option("--root", type=click.Path(path_type=Path), metavar="FOLDER",
+    click.option("--root", type=AnyPath(), metavar="FOLDER",
                  help="Of the published files: Flickr8k.token.txt and the annotations."),
     click.option("--metrics", callback=metric_list, default=",".join(JUDGED_METRICS), show_default=True,
                  metavar="NAME,...", help="As of `raycap score`."),
-    click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
+    click.option("--out", type=AnyPath(), metavar="FILE",
                  help="Takes the JSON, which goes to standard output otherwise."),
 )  # fmt: skip
 def correlate(judgements: str, root: Path | None, metrics: tuple[str, ...], out: Path | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import click
 from raycap.cli.group import (
     AnyPath,
     as_options,
+    check_target,
     checkpoint_option,
     comma_list,
     device_option,
@@ -21,10 +21,13 @@ from raycap.cli.group import (
     options,
     out_folder,
     write_json,
+    write_text,
 )
 from raycap.cli.scoring import DEFAULT_METRICS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from raycap.data.input_report import InputReport
     from raycap.evaluate.on_data import Evaluation
     from raycap.evaluate.pictures import Opened
@@ -36,7 +39,10 @@ _DATA_OPTIONS = {
 }  # fmt: skip
 METRICS = (*DEFAULT_METRICS, "clipscore")
 """What `evaluate` computes, besides what the recipe names; a run keeps to its recipe, whose table should not wait."""
-_DECODING_OPTIONS = {"num_captions": "--num-captions", "decoding": "--decoding"}
+_METRICS, _PAGE, _INPUT, _CAPTIONS = "metrics.json", "report.html", "input.json", "captions.{}.json"
+_FILTERS = ("top_k", "top_p", "min_length", "no_repeat_ngram")
+_NUMBERS = ("num_captions", "length_penalty", "beam_groups", "diversity", "temperature", "seed")
+_DECODING_OPTIONS = {name: f"--{name.replace('_', '-')}" for name in ("decoding", "beam_size", *_NUMBERS, *_FILTERS)}
 
 
 @click.command()
@@ -72,8 +78,10 @@ def evaluate(**given: Any) -> None:
     from raycap.evaluate.table import print_table
     from raycap.train.progress import Progress
 
-    system = System.open(given["checkpoint"], given["device"])
     out = out_folder(given["out"]) if given["out"] else None
+    system = System.open(given["checkpoint"], given["device"])
+    if out is not None:
+        _empty(out)
     recipe = system.origin.recipe
     most = given["max_pixels"] or recipe.data.max_pixels
     with as_options(_DATA_OPTIONS):
@@ -89,6 +97,7 @@ def evaluate(**given: Any) -> None:
         beam_size=given["beam_size"] or recipe.evaluate.beam_size,
         batch_size=given["batch_size"] or recipe.evaluate.batch_size,
         progress=Progress("evaluate", "images", out=sys.stderr).update,
+        when_captioned=lambda captions: _write_captions(out, captions),
     )  # fmt: skip
     print_table(result_rows(system, evaluation), sys.stderr)
     if out is None:
@@ -97,23 +106,35 @@ def evaluate(**given: Any) -> None:
         _write_evaluation(out, system, evaluation)
 
 
+def _empty(out: Path) -> None:
+    """Remove the files of an evaluation before this one, whose input may have been another."""
+    for name in (_METRICS, _PAGE, _INPUT, *(_CAPTIONS.format(decoding) for decoding in ("greedy", "beam"))):
+        check_target(out / name, "--out")
+        (out / name).unlink(missing_ok=True)
+
+
 def _write_refused(out: Path | None, report: InputReport) -> None:
     if out is not None:
-        (out / "metrics.json").unlink(missing_ok=True)  # of an evaluation before this one, with another input
-        report.write(out / "input.json")
+        report.write(out / _INPUT)
+
+
+def _write_captions(out: Path | None, captions: Mapping[str, Mapping[str, str]]) -> None:
+    """Of every decoding, as COCO results."""
+    if out is None:
+        return
+    for decoding, spoken in captions.items():
+        results = [{"image_id": image_id, "caption": caption} for image_id, caption in spoken.items()]
+        write_json(out / _CAPTIONS.format(decoding), results)
 
 
 def _write_evaluation(out: Path, system: System, evaluation: Evaluation) -> None:
     from raycap.evaluate.on_data import evaluation_report
-    from raycap.evaluate.report import write_report
+    from raycap.evaluate.report import render_report
 
-    (out / "metrics.json").unlink(missing_ok=True)  # comes back last: where it is, everything is
-    for decoding in evaluation.captions:
-        write_json(out / f"captions.{decoding}.json", evaluation.captions_json(decoding))
-    write_json(out / "input.json", evaluation.split.report.to_json())
-    page = write_report(out / "report.html", evaluation_report(system, evaluation))
-    write_json(out / "metrics.json", evaluation.metrics_json())
-    click.echo(f"metrics: {out / 'metrics.json'}\nreport: {page}", err=True)
+    write_json(out / _INPUT, evaluation.split.report.to_json())
+    write_text(out / _PAGE, render_report(evaluation_report(system, evaluation)))
+    write_json(out / _METRICS, evaluation.metrics_json())  # last: where it is, everything is
+    click.echo(f"metrics: {out / _METRICS}\nreport: {out / _PAGE}", err=True)
 
 
 @click.command()
@@ -121,13 +142,25 @@ def _write_evaluation(out: Path, system: System, evaluation: Evaluation) -> None
 @options(
     checkpoint_option,
     click.option("--decoding", type=click.Choice(["greedy", "beam", "sample"]), default="greedy", show_default=True),
-    click.option("--beam-size", type=click.IntRange(min=1), help="Of --decoding beam; the recipe's when not set."),
     click.option("--num-captions", type=click.IntRange(min=1), default=1, show_default=True,
-                 help="Captions an image, of --decoding sample; several come as a list `captions`."),
+                 help="Captions an image, of --decoding sample or beam; several come as a list `captions`."),
+    click.option("--beam-size", type=click.IntRange(min=1), help="Of --decoding beam; the recipe's when not set."),
+    click.option("--length-penalty", type=float, default=1.0, show_default=True,
+                 help="Of --decoding beam: scores are log-probability / length^penalty."),
+    click.option("--beam-groups", type=click.IntRange(min=1), default=1, show_default=True,
+                 help="Of --decoding beam: groups whose words differ (diverse beam search)."),
+    click.option("--diversity", type=click.FloatRange(min=0), default=0.0, show_default=True,
+                 help="What a word costs for each earlier group that has it in the same place."),
     click.option("--temperature", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
                  help="Of --decoding sample."),
     click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True,
                  help="Of --decoding sample."),
+    click.option("--top-k", type=click.IntRange(min=0), default=0, help="Of --decoding sample: only so many words."),
+    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0,
+                 help="Of --decoding sample: only the likeliest words that together have this probability."),
+    click.option("--min-length", type=click.IntRange(min=0), default=0, help="Tokens before a caption may end."),
+    click.option("--no-repeat-ngram", type=click.IntRange(min=0), default=0,
+                 help="So many tokens in a row are not said twice."),
     click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at once."),
     max_pixels_option,
     device_option,
@@ -138,18 +171,20 @@ def caption(pictures: tuple[Path, ...], checkpoint: Path, device: str, **given: 
     Folders are searched with their sub-folders, in sorted order. A file that cannot be read gives {"image": ..,
     "error": ..}; the others go on, and the exit code is 1.
     """
+    from raycap.decoding.filters import Filters
     from raycap.errors import WorkFailed
     from raycap.evaluate.pictures import find_pictures, picture_batches
     from raycap.evaluate.system import Decoding, System
     from raycap.train.progress import Progress
 
     files = find_pictures(pictures)
-    numbers = {key: given[key] for key in ("num_captions", "temperature", "seed")}
-    with as_options(_DECODING_OPTIONS):
-        decoding = Decoding(given["decoding"], **numbers)
     system = System.open(checkpoint, device)
     recipe = system.origin.recipe
-    decoding = replace(decoding, beam_size=given["beam_size"] or recipe.evaluate.beam_size)
+    with as_options(_DECODING_OPTIONS):
+        decoding = Decoding(
+            given["decoding"], beam_size=given["beam_size"] or recipe.evaluate.beam_size,
+            filters=Filters(**{name: given[name] for name in _FILTERS}), **{name: given[name] for name in _NUMBERS},
+        )  # fmt: skip
     # lines on a terminal are progress enough
     progress = None if sys.stdout.isatty() else Progress("caption", "images", out=sys.stderr)
     failed = 0
@@ -199,6 +234,6 @@ def export(checkpoint: Path, out: Path, force: bool) -> None:
     try:
         written = export_captioner(checkpoint, out.absolute(), force=force)
     except OSError as error:
-        raise Refused(f"cannot be written: {error.strerror or error}", key="out", value=str(out),
+        raise Refused(f"cannot be written: {error.strerror or error}", key="--out", value=str(out),
                       remedy="name another folder") from error  # fmt: skip
     click.echo(str(written))

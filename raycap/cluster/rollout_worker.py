@@ -18,7 +18,7 @@ from raycap.cluster.tasks import on
 from raycap.data.features import FeatureStore
 from raycap.errors import RaycapError, WorkFailed
 from raycap.models.checkpoint import load_captioner
-from raycap.models.precision import copy_in
+from raycap.models.precision import cast_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import load_snapshot
 from raycap.recipe import SCSTRecipe
@@ -30,10 +30,9 @@ class RolloutWorker:
     """A copy of the policy that generates leases."""
 
     def __init__(
-        self, captioner: PrefixCaptioner, features: FeatureStore, recipe: SCSTRecipe, *, max_length: int, seed: int,
-        precision: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
-        self.captioner, self.features, self.recipe = copy_in(precision, captioner.eval()), features, recipe
+        self, captioner: PrefixCaptioner, features: FeatureStore, recipe: SCSTRecipe, *, max_length: int, seed: int
+    ) -> None:
+        self.captioner, self.features, self.recipe = captioner.eval(), features, recipe
         self.max_length, self.seed = max_length, seed
         self.weights_id: WeightsId | None = None
 
@@ -66,13 +65,13 @@ class RolloutActor:
         self.name, self.pools = name, pools
         self.refused: RaycapError | None = None
         try:
-            captioner = load_captioner(Path(captioner_folder)).to(on(device))
+            # cast before it goes to the device, which then never holds it in float32
+            captioner = cast_in(getattr(torch, precision), load_captioner(Path(captioner_folder))).to(on(device))
             features = FeatureStore.open(Path(features_folder))
         except RaycapError as error:  # raised here, it would look like the death of a worker, and others would follow
             self.refused = error
             return
-        self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed,
-                                    precision=getattr(torch, precision))  # fmt: skip
+        self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed)
 
     def run(self, exchange: Any) -> dict[str, float]:
         """Work until the Exchange closes; seconds by activity.

@@ -16,7 +16,7 @@ from raycap.cluster.data_stages import (
 )
 from raycap.cluster.evaluate_stage import evaluate_stage
 from raycap.cluster.lineage import check_inputs
-from raycap.cluster.stages import Run, Stage, clip_identity, trained_clips
+from raycap.cluster.stages import FOR_MEMORY, Run, Stage, clip_identity, trained_clips
 from raycap.cluster.storage import check_places, refuse_stale, working_in
 from raycap.cluster.tasks import connected
 from raycap.cluster.training_stages import mle_continued_stage, mle_stage, scst_stage
@@ -28,9 +28,9 @@ from raycap.train.progress import clock
 
 def _dump(recipe: Recipe, *names: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     values = {name: recipe.model_dump(mode="json")[name] for name in names}
-    for key in without:
+    for key in (*FOR_MEMORY, *without):
         section, _, name = key.partition(".")
-        values[section].pop(name, None)
+        values.get(section, {}).pop(name, None)
     return values
 
 
@@ -57,13 +57,18 @@ def reward_clip(recipe: Recipe) -> dict[str, Any]:
 
 
 def _features_values(recipe: Recipe) -> dict[str, Any]:
-    values = _dump(recipe, "features", without=("features.batch_size",))  # lowered where memory is short
+    values = _dump(recipe, "features")
     return values | reward_clip(recipe) if recipe.features.encoder == "clip.reward" else values
+
+
+def _precision(recipe: Recipe) -> dict[str, Any]:
+    """The only value of `cluster` that numbers hang on."""
+    return {"cluster": {"precision": recipe.cluster.precision}}
 
 
 def _mle_values(recipe: Recipe) -> dict[str, Any]:
     labels = {name: getattr(recipe.data, name) for name in _LABELS}
-    return {**_dump(recipe, "captioner", "mle"), "data": labels}
+    return {**_dump(recipe, "captioner", "mle"), "data": labels, **_precision(recipe)}
 
 
 def _scst_values(recipe: Recipe) -> dict[str, Any]:
@@ -72,7 +77,12 @@ def _scst_values(recipe: Recipe) -> dict[str, Any]:
     for reward in values["rewards"].values():
         for name in _RESOURCES:
             reward.pop(name)
+    values |= _precision(recipe)
     return values | reward_clip(recipe) if asks_for_clip(recipe) else values
+
+
+def _mle_continued_values(recipe: Recipe) -> dict[str, Any]:
+    return {**_dump(recipe, "mle_continued"), **_precision(recipe)}
 
 
 def _evaluate_values(recipe: Recipe) -> dict[str, Any]:
@@ -87,7 +97,7 @@ STAGES = {
         Stage("features", True, ("prepare",), _features_values, features_stage),
         Stage("mle", False, ("features",), _mle_values, mle_stage),
         Stage("scst", False, ("mle",), _scst_values, scst_stage),
-        Stage("mle_continued", False, ("mle", "scst"), lambda r: _dump(r, "mle_continued"), mle_continued_stage),
+        Stage("mle_continued", False, ("mle", "scst"), _mle_continued_values, mle_continued_stage),
         Stage("evaluate", True, ("mle", "scst", "mle_continued"), _evaluate_values, evaluate_stage),
     )
 }  # fmt: skip

@@ -215,22 +215,29 @@ class Run:
         }
 
 
-_NO_LONGER = ("features.batch_size",)
-"""Values that an older raycap took for part of what a stage is made from."""
+FOR_MEMORY = ("features.batch_size", "mle.micro_batch", "scst.micro_batch")
+"""Values that are lowered where memory is short, in the middle of hours of work: no stage is made from them. An older
+raycap wrote them down. (Of an MLE with dropout they change which numbers it draws, as the number of ranks does.)"""
+
+_UNRECORDED_SOURCE = {"scenes": "2"}
+"""What drew the scenes of a raycap that did not yet record it."""
 
 
 def _as_stored(stored: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """`stored`, where all that `now` has more are recipe fields at their defaults: a newer raycap knows more of them,
     and what an older one made is as good as before."""
     known = {**stored, "values": dict(stored.get("values", {}))}
-    for key in _NO_LONGER:
+    if "scenes" in now.get("source", {}):
+        known.setdefault("source", _UNRECORDED_SOURCE)
+    for key in FOR_MEMORY:
         section, _, name = key.partition(".")
         if isinstance(before := known["values"].get(section), Mapping):
             known["values"][section] = {n: value for n, value in before.items() if n != name}
     for section, values in now["values"].items():
-        if isinstance(values, Mapping) and isinstance(before := known["values"].get(section), Mapping):
+        if isinstance(values, Mapping) and isinstance(before := known["values"].get(section, {}), Mapping):
             added = {n: value for n, value in _defaults(section).items() if n in values and n not in before}
-            known["values"][section] = {**before, **added}
+            if added:
+                known["values"][section] = {**before, **added}
     return stored if stored and fingerprint(known) == fingerprint(now) else now
 
 

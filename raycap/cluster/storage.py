@@ -162,7 +162,10 @@ _KEPT = (".checked.jsonl",)
 
 
 def _remove_all_but(folder: Path, kept: Sequence[str]) -> None:
-    for inner in folder.iterdir():
+    """`finished.json` first and `stage.json` last: what a kill leaves half removed must not look finished, and must
+    still say what it was made from."""
+    order = {"finished.json": 0, "stage.json": 2}
+    for inner in sorted(folder.iterdir(), key=lambda inner: order.get(inner.name, 1)):
         if inner.name in kept:
             continue
         if inner.is_dir() and not inner.is_symlink():
@@ -185,21 +188,24 @@ class StageFolder:
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """Results of a finished stage, or None."""
+        """Results of a finished stage, or None: also of one that does not say what it was made from."""
         file = self.path / "finished.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        return json.loads(file.read_text()) if file.is_file() and (self.path / "stage.json").is_file() else None
 
     def changes(self) -> list[str]:
         """What differs from the values that lie here, as "key: old → new"; empty where nothing does or nothing is."""
         stored = self._stored()
         if stored is None or fingerprint(stored) == self.fingerprint:
             return []
+        if isinstance(stored, str):
+            return [f"stage.json is {stored}"]
         return differences(stored, self.made_from)
 
     @property
     def holds_work(self) -> bool:
         """Whether more lies here than a beginning that is quickly made again: a result, or what took long to make."""
-        return self.finished is not None or any(next(self.path.glob(pattern), None) for pattern in _WORK)
+        finished = (self.path / "finished.json").is_file()
+        return finished or any(next(self.path.glob(pattern), None) for pattern in _WORK)
 
     def open(self, recipe: Recipe) -> bool:
         """Whether there is work to do. What was made from something else is made again: see `refuse_stale`."""
@@ -218,13 +224,14 @@ class StageFolder:
         write_json(self.path / "finished.json", results)
 
     def _stored(self) -> Any:
+        """What the stage that lies here was made from, a word where it does not say, None where none lies here."""
         file = self.path / "stage.json"
         try:
             return json.loads(file.read_text())
         except FileNotFoundError:
-            return None
+            return "missing" if self.holds_work else None
         except ValueError:
-            return {"stage.json": "broken"}
+            return "broken"
 
 
 def refuse_stale(folders: Sequence[StageFolder]) -> None:

@@ -7,6 +7,7 @@ raised in the driver.
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,10 +52,17 @@ def training_group() -> Group:
 
 
 def together(group: Group, error: RaycapError | None) -> None:
-    """All ranks go on, or all of them end here: one that returned alone would leave the others waiting for it."""
-    texts = group.gather_texts(str(error) if error else "")
-    if any(texts):
-        raise error or RaycapError(next(text for text in texts if text))
+    """All ranks go on, or all of them end here: one that returned alone would leave the others waiting for it.
+
+    Raises:
+        RaycapError: this rank's own, else the first of the others', as it was raised there. The driver hears of rank
+            0's only, and a command exits with the status of its kind.
+    """
+    pickled = group.gather_texts(pickle.dumps(error).hex() if error else "")
+    if error:
+        raise error
+    for other in filter(None, pickled):
+        raise pickle.loads(bytes.fromhex(other))
 
 
 def built_together(group: Group, build: Callable[[], Built]) -> Built:

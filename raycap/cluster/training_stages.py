@@ -14,18 +14,18 @@ from raycap.cluster.data_stages import clip_embeddings
 from raycap.cluster.exchange import Exchange
 from raycap.cluster.following import followed
 from raycap.cluster.learner_loop import scst_loop
+from raycap.cluster.precision import stage_precision
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
-from raycap.cluster.tasks import gather, on, task
+from raycap.cluster.tasks import on
 from raycap.cluster.train_job import built_together, rank_journal, run_train_job, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.models.build import new_captioner
 from raycap.models.checkpoint import load_captioner
 from raycap.models.grid import side_of
-from raycap.models.precision import measure_precision, recorded_precision
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.recompute import recompute_blocks
 from raycap.recipe import ClusterRecipe, Recipe, SCSTRecipe
@@ -79,19 +79,6 @@ def _check_ranks(run: Run) -> None:
                           )  # fmt: skip
 
 
-def _precision(run: Run, stage: str, seed: int) -> str:
-    """The type that the stage computes in: float32, or bfloat16 where that was asked for and is faster."""
-    if run.recipe.cluster.precision == "float32":
-        return "float32"
-    folder, role = run.path(stage, seed), "learner" if stage != "scst" else "rollout"
-    device = run.device_of(role, alone=stage != "scst")
-    measure = task(measure_precision, num_cpus=1, num_gpus=run.gpus(role, alone=stage != "scst"))
-    found = recorded_precision(folder / "precision.json", lambda: gather({"precision": measure(device)})["precision"])
-    if found["dtype"] == "float32":
-        print(f"{stage:<14}  cluster.precision = bfloat16 is not faster here: float32 is used", flush=True)
-    return str(found["dtype"])
-
-
 def _cluster(run: Run, *, alone: bool) -> ClusterRecipe:
     """The recipe's section with the learner's share of the GPUs filled in."""
     return run.recipe.cluster.model_copy(update={"learner_gpus": run.gpus("learner", alone=alone)})
@@ -118,7 +105,7 @@ def _mle_config(run: Run, seed: int, stage: str) -> dict[str, Any]:
         "mle": run.recipe.mle,
         "seed": seed,
         "device": run.device_of("learner", alone=True),
-        "precision": _precision(run, stage, seed),
+        "precision": stage_precision(run, stage, seed)["learner"],
         "prepared": str(run.path("prepare", seed)),
         "features": str(run.path("features", seed) / "captioner"),
         "folder": str(run.path(stage, seed)),
@@ -175,7 +162,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     recipe, folder = run.recipe, run.path("scst", seed)
     spec = reward_context(run, folder)
     schedule = scst_schedule(run, seed)
-    precision = _precision(run, "scst", seed)
+    precision = stage_precision(run, "scst", seed)
     # On the driver's node, which on a cluster is the head: an actor without CPUs would land anywhere, spot nodes too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(
@@ -189,7 +176,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         "recipe": recipe,
         "seed": seed,
         "device": run.device_of("learner"),
-        "precision": precision,
+        "precision": precision["learner"],
         "exchange": exchange,
         "start": str(run.path("mle", seed) / "best"),
         "features": str(run.path("features", seed) / "captioner"),
@@ -203,7 +190,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
     try:
         with RolloutCrew(
-            _rollout_starter(run, seed, pools, precision), exchange, recipe.cluster.rollout_workers
+            _rollout_starter(run, seed, pools, precision["rollout"]), exchange, recipe.cluster.rollout_workers
         ) as crew:
             signatures = reward_signatures(pools.wait_until_ready(), recipe.scst)  # while the crew's processes start
             write_json(folder / "rewards.json", signatures)

@@ -4,10 +4,9 @@
     Images/ (or images/, Flicker8k_Dataset/)
     Flickr_8k.{train,dev,test}Images.txt    optional
 
-Splits are those of the lists where there are any, else those of the column `split`; an image that has none there is put
-into one by its hash. Ids are file names. Only the photographs of the asked splits need to be there; captions of other
-images are counted. Equal captions of one image stay and are counted: rows have no numbers here, and two people may have
-written the same (ten times in Flickr8k).
+Splits are those of the lists, or of the column `split` (both are refused). With lists, an image that none of them names
+is left out and its captions are counted (caption_without_image); without, one whose rows give no split is put into one
+by its hash. Ids are file names. Only the photographs of the asked splits need to be there.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from raycap.data.schema import ImageRecord
 from raycap.data.split_lists import Listed, check_splits, find_split_lists, read_split_lists, split_name
 from raycap.data.subsets import check_shares, split_by_hash
 from raycap.data.tables import csv_columns, note_unread_columns, read_csv
-from raycap.data.text import clean_caption
+from raycap.data.text import clean_captions
 from raycap.errors import DataError
 
 TABLES = ("captions.txt", "captions.csv")
@@ -44,7 +43,7 @@ def import_csv(
     """Records of the asked splits (None: of all), in the order of the lists or of the table.
 
     Args:
-        seed, shares: of the split by hash (see `subsets.split_by_hash`), where neither a list nor a row names one.
+        seed, shares: of the split by hash (see `subsets.split_by_hash`), where no list is there and no row names one.
 
     Raises:
         DataError: no table, two of them, no folder of photographs, no columns `image` and `caption`, lists beside a
@@ -63,9 +62,8 @@ def import_csv(
     for name, rows in captions.items():
         if name not in listed:
             others[name] = len(rows)
-        elif kept := [caption for text, where in rows if (caption := clean_caption(text, where, report))]:
-            cleaned[name] = tuple(kept)
-            _note_equal_captions(name, rows, report)
+        elif kept := clean_captions(name, rows, report):
+            cleaned[name] = kept
     note_other_captions(others, report, table.name)
     for unnamed in sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
         if unnamed not in captions and unnamed not in listed:
@@ -145,11 +143,3 @@ def _read_table(
         elif row_splits is None or row_splits.check(name, split, where, report):
             captions.setdefault(name, []).append((row["caption"], where))
     return captions
-
-
-def _note_equal_captions(name: str, rows: list[tuple[str, str]], report: InputReport) -> None:
-    first: dict[str, str] = {}
-    for text, where in rows:
-        before = first.setdefault(text, where)
-        if before != where:
-            report.note("duplicate_id", where, f"{name} has this caption before, at {before}: both stay")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from raycap.data import coco, csv_layout, flickr8k, folder, karpathy
+from raycap.data.folders import IMAGE_FOLDERS
 from raycap.data.images import SUFFIXES
 from raycap.data.input_report import InputReport
 from raycap.data.scenes import dataset as scenes
@@ -67,14 +68,13 @@ def detect_format(root: Path, like: str = "auto") -> str:
 
     Args:
         like: the format that a captioner's own data was read as. It is taken where it is there: some folders can be
-            read in two ways (Karpathy's file beside COCO's, a table of plain names), and their splits may differ.
+            read in two ways (Karpathy's file beside COCO's, a table of captions beside Flickr8k's lists), and what is
+            `test` in one is mostly `train` in the other.
     """
     _check_folder(root)
     if _can_read(like, root):
         return like
     for name, is_there in _THERE.items():
-        if like == "folder" and name == "csv":  # any such table is a folder's as well
-            continue
         if is_there(root):
             return name
     found = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
@@ -95,14 +95,16 @@ def _check_folder(root: Path) -> None:
 
 
 def _can_read(format: str, root: Path) -> bool:
-    """Whether the importer finds what it needs; `folder` needs too little to say so."""
+    """Whether the importer finds what it needs; any picture would do for `folder`, so its captions must be there."""
     if format == "csv":
         return csv_layout.has_table(root) and _has_image_folder(root)
-    return format in _THERE and format != "folder" and _THERE[format](root)
+    if format == "folder":  # scenes have a table as well, which gives the same splits
+        return not _THERE["scenes"](root) and folder.has_captions(root)
+    return format in _THERE and _THERE[format](root)
 
 
 def _has_image_folder(root: Path) -> bool:
-    return any((root / name).is_dir() for name in flickr8k.IMAGE_FOLDERS)
+    return any((root / name).is_dir() for name in IMAGE_FOLDERS)
 
 
 def _has_image(root: Path) -> bool:

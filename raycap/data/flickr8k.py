@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from raycap.data.folders import IMAGE_FOLDERS
 from raycap.data.images import is_picture_name
 from raycap.data.input_report import InputReport
 from raycap.data.schema import ImageRecord
@@ -24,7 +25,6 @@ from raycap.data.text import clean_caption, read_lines
 from raycap.errors import DataError
 
 TOKEN_FILE = "Flickr8k.token.txt"
-IMAGE_FOLDERS = ("images", "Flicker8k_Dataset", "Images", "Flickr8k_Dataset")
 SPLIT_LIST = "Flickr_8k.{split}Images.txt"
 _KEY = re.compile(r"(?P<name>[^#]+)#(?P<number>[0-9]{1,9})")
 _NAME = re.compile(r"[^#\t]+(?=[#\t])|\S+")

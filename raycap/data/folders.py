@@ -1,4 +1,7 @@
-"""Walking through folders of pictures: linked ones are entered, hidden ones and what archives leave are not."""
+"""Folders of pictures: what data sets call theirs, and walking through them.
+
+Linked folders are entered; hidden ones and what archives leave are not.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+IMAGE_FOLDERS = ("images", "Flicker8k_Dataset", "Images", "Flickr8k_Dataset")
+"""Where data sets that travel keep their photographs; the second is how Flickr8k's distributors spelt it."""
 NOT_SEARCHED = frozenset({"__MACOSX"})
 
 

@@ -24,7 +24,7 @@ KINDS: dict[str, str] = {
     "image_too_large": "the header announces more pixels than data.max_pixels, or a strip (a decompression bomb)",
     "line_malformed": "a line, row or entry does not have the form its file needs",
     "wrong_encoding": "text that is not UTF-8",
-    "caption_empty": "a caption without a letter or digit",
+    "caption_empty": "a caption without a letter or digit, or without any that the metrics know",
     "caption_without_image": "captions of a picture that is not among the images",
     "image_without_caption": "an image in a captioned data set has no caption and counts as unlabelled",
     "image_not_listed": "a picture that the table of captions does not name, in a layout that needs it to",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from hashlib import blake2b
 
+from raycap.data.folders import IMAGE_FOLDERS
 from raycap.errors import DataError
 
 SELECT_MOST = 500
@@ -90,14 +91,15 @@ def labelled_subset(
 def split_by_hash(image_id: str, seed: int, shares: Mapping[str, float] | None = None) -> str:
     """The split of one image where a data set has no split of its own; adding images never moves it.
 
-    Only the file's own name counts, whatever folder it lies in: importers that name one picture `images/a.jpg` and
-    `a.jpg` agree about its split.
-
     Args:
+        image_id: its path in the folder. One of `IMAGE_FOLDERS` at the top does not count: importers that name one
+            picture `images/a.jpg` and `a.jpg` agree about its split.
         shares: of train, dev and test, sum 1 (0.8, 0.1, 0.1 unless given); met on average, not exactly.
     """
     shares = check_shares(shares)
-    position = hash_key(seed, "split", image_id.rpartition("/")[2]) / 2**64
+    top, _, inside = image_id.partition("/")
+    path = inside if inside and top in IMAGE_FOLDERS else image_id
+    position = hash_key(seed, "split", path) / 2**64
     for split in ("test", "dev"):
         position -= shares.get(split, 0.0)
         if position < 0:

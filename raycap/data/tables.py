@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from raycap.data.input_report import InputReport
 from raycap.data.text import read_bytes, read_lines
 from raycap.errors import DataError
+from raycap.metrics.files import parse_json
 
 
 def read_csv(
@@ -64,7 +64,7 @@ def read_csv(
             counts = f"{len(fields)} fields, the header has {len(columns)}"
             detail = f"{counts}; a caption with {separator!r} needs quotes around it"
             named = dict(zip(columns, (field.strip() for field in fields), strict=False))
-            report.add("line_malformed", where, detail, asked=asked(named))
+            report.add("line_malformed", where, detail, asked=rows.line_num > first or asked(named))
             continue
         yield where, dict(zip(columns, (field.strip() for field in fields), strict=True))
 
@@ -110,7 +110,9 @@ def note_unread_columns(path: Path, columns: Iterable[str], read: Collection[str
 def read_json_lines(
     path: Path, report: InputReport, *, asked: Callable[[dict[str, Any]], bool] = lambda entry: True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("file:line", object) for each line; a line that is no JSON object is `line_malformed`.
+    """Yields ("file:line", object) for each line; its keys are stripped and lower case, as the columns of a CSV file.
+
+    A line that is no JSON object, or has a key twice, is `line_malformed`, whichever splits are asked for.
 
     Args:
         asked: whether the object of a line that is not UTF-8 is of an asked split; if not, it is only noted.
@@ -118,34 +120,57 @@ def read_json_lines(
 
     def whose(line: str) -> bool:
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            return asked(_json_entry(line, path.name))
+        except (DataError, ValueError, RecursionError):
             return True
-        return not isinstance(entry, dict) or asked(entry)
 
     for number, line in read_lines(path, report, asked=whose):
         if not line.strip():
             continue
         where = f"{path.name}:{number}"
         try:
-            entry = json.loads(line)
+            entry = _json_entry(line, where)
+        except DataError as error:
+            report.add("line_malformed", where, error.what)
         except (ValueError, RecursionError) as error:
             report.add("line_malformed", where, f"no JSON: {error}")
-            continue
-        if isinstance(entry, dict):
-            yield where, entry
         else:
-            report.add("line_malformed", where, f"expected a JSON object, found {type(entry).__name__}")
+            yield where, entry
+
+
+def _json_entry(line: str, where: str) -> dict[str, Any]:
+    """The object of a line; raises DataError where it is none or has a key twice, ValueError or RecursionError where
+    it is no JSON."""
+    entry = _unambiguous_json(line, where)
+    if not isinstance(entry, dict):
+        raise DataError(f"expected a JSON object, found {type(entry).__name__}", key=where)
+    keys = [key.strip().lower() for key in entry]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        what = f"two keys are {twice[0]!r} but for case and blanks (its keys: {', '.join(entry)}); keep one"
+        raise DataError(what, key=where)
+    return dict(zip(keys, entry.values(), strict=True))
+
+
+def _unambiguous_json(text: str, name: str) -> Any:
+    """As `parse_json`, with the keys that are there twice in the sentence."""
+    try:
+        return parse_json(text, name)
+    except DataError as error:
+        twice = ", ".join(map(repr, error.value or ()))
+        raise DataError(f"an object has a key twice: {twice}; keep one", key=name) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON document that is an object; raises DataError with the place of the fault: nothing of it can be used."""
+    """One JSON document that is an object; raises DataError with the place of the fault: nothing of it can be used.
+
+    A key twice in one of its objects is a fault, because only one of the values would be read.
+    """
+    content = read_bytes(path)
     try:
-        document = json.loads(read_bytes(path).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path.name} is no JSON: {error}", key="data.root", value=str(path), remedy="repair it"
-        ) from error
+        document = _unambiguous_json(content.decode("utf-8-sig"), path.name)
+    except (DataError, ValueError, RecursionError) as error:
+        what = f"{path.name}: {error.what}" if isinstance(error, DataError) else f"{path.name} is no JSON: {error}"
+        raise DataError(what, key="data.root", value=str(path), remedy="repair it") from error
     if not isinstance(document, dict):
         raise DataError(f"{path.name} holds no JSON object", key="data.root", value=str(path), remedy="repair it")
     return document

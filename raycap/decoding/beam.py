@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from raycap.decoding.draw import not_numbers
 from raycap.decoding.filters import Filters
 from raycap.errors import Refused
 from raycap.models.captioner import Captioner
@@ -66,6 +68,10 @@ def beam_captions(
         features: of B images.
         beam_size: hypotheses kept an image, a multiple of `groups`.
         max_length: limit in tokens, EOS included.
+
+    Raises:
+        Refused: `groups` does not divide `beam_size`.
+        WorkFailed: logits are NaN or +∞.
     """
     if groups < 1 or beam_size % groups:
         raise Refused("expected a divisor of beam_size", key="groups", value=groups, remedy=f"beam_size = {beam_size}")
@@ -139,6 +145,8 @@ def _advance(
     _collect(done, tokens, beams, scores, ends, eos, size, divisor)
     keep = scores.masked_fill(ends, -1e9).topk(size, dim=1)
     for hypotheses, best in zip(done, (keep.values[:, 0] / divisor).tolist(), strict=True):
+        if math.isnan(best):  # topk puts NaN first, and a softmax hands it on to all words of its row
+            raise not_numbers()
         hypotheses.close(best)
     return keep.values, beams.gather(1, keep.indices), words.gather(1, keep.indices)
 

@@ -36,14 +36,13 @@ def draw(
         tokens int64 [N] and their log-probabilities float32 [N]. A token of probability 0 is never drawn.
 
     Raises:
-        WorkFailed: logits are NaN.
+        WorkFailed: logits are NaN or +∞.
     """
     masses, best, shift = _masses(readout, temperature, greedy)
     if not bool(torch.isfinite(masses.total).all()):  # words behind the first ones are likelier by more than e^88
         masses, best, shift = _masses(Readout(readout.logits), temperature, greedy, shift=_peak(readout, temperature))
         if not bool(torch.isfinite(masses.total).all()):
-            raise WorkFailed("are not numbers: there is nothing to draw from", key="logits", value=math.nan,
-                             remedy="the captioner's weights or features are not finite")  # fmt: skip
+            raise not_numbers()
     target = uniforms.double()[:, None] * masses.total
     block = _first_above(masses.borders, target)
     before = masses.borders.gather(1, (block - 1).clamp(min=0))
@@ -119,11 +118,23 @@ def _peak(readout: Readout, temperature: float) -> Tensor:
     return (readout.logits.float() / (temperature * _LN2)).amax(dim=1, keepdim=True)
 
 
+def not_numbers() -> WorkFailed:
+    """What is raised where logits are not finite, whoever chooses a token by them."""
+    return WorkFailed("are not numbers: there is nothing to choose from", key="logits", value=math.nan,
+                      remedy="the captioner's weights or features are not finite")  # fmt: skip
+
+
 def likeliest(readout: Readout) -> Tensor:
-    """The likeliest token of every row, the first of several equal ones: int64 [N]."""
+    """The likeliest token of every row, the first of several equal ones: int64 [N].
+
+    Raises:
+        WorkFailed: logits are NaN or +∞.
+    """
     best = _Best(torch.ones(len(readout), dtype=torch.bool, device=readout.hidden.device))
     for start, logits in _blocks(readout):
         best.look(start, logits)
+    if not bool((best.values < torch.inf).all()):
+        raise not_numbers()
     return best.tokens
 
 
@@ -140,7 +151,7 @@ def _blocks(readout: Readout, over: float = 1.0) -> Iterator[tuple[int, Tensor]]
 
 
 class _Best:
-    """The likeliest token of some rows, block by block."""
+    """The likeliest token of some rows, block by block; the value of a row that holds a NaN is NaN."""
 
     def __init__(self, rows: Tensor | None) -> None:
         self.rows = None if rows is None else rows.nonzero()[:, 0]
@@ -154,7 +165,7 @@ class _Best:
             return
         values, places = (logits if self.all else logits[self.rows]).max(dim=1)
         better = values > self.values[self.rows]
-        self.values[self.rows] = torch.where(better, values, self.values[self.rows])
+        self.values[self.rows] = torch.maximum(values, self.values[self.rows])
         self.tokens[self.rows] = torch.where(better, places + start, self.tokens[self.rows])
 
 

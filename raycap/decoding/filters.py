@@ -37,10 +37,6 @@ class Filters:
         if not 0 < self.top_p <= 1:
             raise Refused("expected a share in (0, 1]", key="top_p", value=self.top_p)
 
-    @property
-    def none(self) -> bool:
-        return self == Filters()
-
     def forbid(self, logits: Tensor, said: Tensor, lengths: Tensor, eos: int) -> Tensor:
         """Logits with −inf at tokens that may not come: the end before `min_length`, the last word of a phrase.
 
@@ -82,3 +78,6 @@ class Filters:
         again = known & (phrases[:, :, :-1] == last[:, None]).all(dim=2) & (lengths >= size)[:, None]
         rows, at = again.nonzero(as_tuple=True)
         return rows, phrases[rows, at, -1]
+
+
+NO_FILTERS = Filters()

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from raycap.data.images import open_image
-from raycap.metrics.clipscore import ClipEmbeddings
+from raycap.errors import Refused, WorkFailed
+from raycap.metrics.clipscore import ClipEmbeddings, check_finite
 from raycap.models.clip import Clip
 
 
@@ -47,6 +48,24 @@ class Judge:
     references: Mapping[str, np.ndarray]
 
     def embeddings(self, captions: Mapping[str, str]) -> ClipEmbeddings:
-        """One system's captions beside pictures and references."""
+        """One system's captions beside pictures and references.
+
+        Raises:
+            WorkFailed: an embedding is not finite.
+        """
         spoken = dict(zip(captions, self.clip.embed_texts(list(captions.values())), strict=True))
+        for side, vectors in (("image", self.pictures), ("candidate", spoken), ("references", self.references)):
+            _check_judged(side, vectors)
         return ClipEmbeddings(self.clip.name, self.pictures, spoken, self.references, self.clip.prompt)
+
+
+def _check_judged(side: str, vectors: Mapping[str, np.ndarray]) -> None:
+    """What a user's own embeddings would be refused for is a fault of the work where a CLIP has made them."""
+    owners = [image_id for image_id, rows in vectors.items() for _ in np.atleast_2d(rows)]
+    if not owners:
+        return
+    try:
+        check_finite(np.concatenate([np.atleast_2d(rows) for rows in vectors.values()]), side, owners)
+    except Refused as error:
+        raise WorkFailed(f"the judge's {error.what}", key=error.key, value=error.value,
+                         remedy="mend the judge, or ask for metrics without clipscore") from error  # fmt: skip

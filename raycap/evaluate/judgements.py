@@ -163,8 +163,8 @@ def _judged(line: str, where: str) -> _Row:
     image = image_id_of(entry, where)
     caption = text_of(entry, "caption", where, _FORM)
     references = captions_of(entry.get("references"), image, where, _FORM)
-    if not any(text.strip() for text in references):
-        raise DataError("no reference with text", key=where, value=line[:80], remedy=_FORM)
+    if not references or not all(text.strip() for text in references):
+        raise DataError("no reference, or one without text", key=where, value=line[:80], remedy=_FORM)
     score = _finite(entry.get("score"))
     if score is None:
         raise DataError("`score` is no finite number", key=where, value=line[:80], remedy=_FORM)

@@ -70,10 +70,6 @@ class Evaluation:
         """`{"greedy": {...}, "beam": {...}}`, each as `raycap score` prints it for the same captions."""
         return {name: _without_surface(scores).to_json() for name, scores in self.scores.items()}
 
-    def captions_json(self, decoding: str) -> list[dict[str, str]]:
-        """COCO results."""
-        return [{"image_id": image_id, "caption": caption} for image_id, caption in self.captions[decoding].items()]
-
 
 def read_split(
     root: Path,
@@ -137,12 +133,14 @@ def evaluate_system(
     batch_size: int,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    when_captioned: Callable[[Mapping[str, Mapping[str, str]]], None] = lambda captions: None,
 ) -> Evaluation:
     """Greedy and beam captions of every picture, and their scores.
 
     Args:
         metrics: of `raycap.metrics.score.METRICS`; those by CLIP are the judge's, or unavailable.
         batch_size: pictures decoded at once.
+        when_captioned: gets the captions by decoding before they are scored: a metric that fails loses none of them.
 
     Raises:
         UnusableImage: a picture went bad since it was checked.
@@ -166,6 +164,7 @@ def evaluate_system(
         if isinstance(judge, Clip):
             seen.update(zip(names, judge.embed_images(pictures), strict=True))
         progress(batch[-1].index + 1, len(ids))
+    when_captioned(captions)
     shown = Judge(judge, seen, judge_references(judge, split.references)) if isinstance(judge, Clip) else judge
     scores = {name: _score(made, split.references, metrics, shown) for name, made in captions.items()}
     return Evaluation(split, decodings, captions, scores, judge.name if isinstance(judge, Clip) else None)

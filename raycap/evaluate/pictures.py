@@ -98,12 +98,11 @@ def pictures_by_id(image_ids: Sequence[str], folder: Path, names: Mapping[str, s
     """The picture of each image id in a folder: by the given file name, else the id is its path, name or stem.
 
     Args:
-        names: file name by image id, where the annotations say it (COCO's `file_name`). With a folder in front
-            ("train2014/x.jpg") that is not in this one, its last part counts.
+        names: file name by image id, where the annotations say it (COCO's `file_name`). With folders in front
+            ("train2014/x.jpg") that are not in this one, its last part counts.
 
     Raises:
-        DataError: the folder is not there; an id has no picture in it, or several; the last parts of two file names
-            are the same where they have to do.
+        DataError: the folder is not there; an id has no picture in it, or several; two file names lead to one picture.
     """
     if not folder.is_dir():
         raise DataError("no such folder", key="images", value=str(folder))
@@ -114,15 +113,10 @@ def pictures_by_id(image_ids: Sequence[str], folder: Path, names: Mapping[str, s
             places.setdefault(name, []).append(path)
     asked = {image_id: (names or {}).get(image_id, image_id) for image_id in image_ids}
     found = {image_id: places.get(name, []) for image_id, name in asked.items()}
-    whole: dict[str, str] = {}  # file name by its last part, where that part had to do
-    for image_id, name in asked.items():
-        if found[image_id] or image_id not in (names or {}):
-            continue
-        last = PurePosixPath(name).name
-        found[image_id] = places.get(last, [])
-        if whole.setdefault(last, name) != name:
-            raise DataError(f"{whole[last]} and {name} are one picture in {folder}", key="images", value=last,
-                            remedy="name the folder above theirs")  # fmt: skip
+    for image_id in set(names or {}) & set(asked):
+        named = PurePosixPath(asked[image_id])
+        if not found[image_id] and len(named.parts) > 1 and not (folder / named.parts[0]).is_dir():
+            found[image_id] = places.get(named.name, [])
     missing = [image_id for image_id, paths in found.items() if not paths]
     if missing:
         raise DataError(f"{len(missing)} image id(s) have no picture in {folder}", key="images", value=missing[:5],
@@ -132,6 +126,12 @@ def pictures_by_id(image_ids: Sequence[str], folder: Path, names: Mapping[str, s
         if len(paths) > 1:
             raise DataError(f"{len(paths)} pictures answer to it: {paths[0]}, {paths[1]}", key="image_id",
                             value=image_id, remedy="keep one")  # fmt: skip
+    told: dict[Path, str] = {}
+    for image_id in asked:
+        path = found[image_id][0]
+        if image_id in (names or {}) and told.setdefault(path, asked[image_id]) != asked[image_id]:
+            raise DataError(f"{told[path]} and {asked[image_id]} are one picture in {folder}", key="images",
+                            value=path.name, remedy="name the folder above theirs")  # fmt: skip
     return {image_id: paths[0] for image_id, paths in found.items()}
 
 

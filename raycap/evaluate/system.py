@@ -6,6 +6,7 @@ the run or export around it holds what was trained for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from raycap.decoding.beam import beam_search
+from raycap.decoding.beam import beam_captions
+from raycap.decoding.filters import NO_FILTERS, Filters
 from raycap.decoding.sample import generate
 from raycap.errors import RaycapError, Refused
 from raycap.models.checkpoint import load_captioner
@@ -31,33 +33,50 @@ class Decoding:
     """How captions are made.
 
     Attributes:
-        kind: `greedy`, `beam` (its best hypothesis) or `sample`.
-        beam_size: hypotheses of the beam search.
-        num_captions: captions an image, of `sample`.
-        temperature: of `sample`.
-        seed: of `sample`.
+        kind: `greedy`, `beam` or `sample`.
+        num_captions: captions an image; of `beam` its best ones, `greedy` has one.
+        beam_size, length_penalty, beam_groups, diversity: of `beam` (see `beam_captions`).
+        temperature, seed: of `sample`.
+        filters: limits on the next token; top-k and top-p are for `sample` alone.
 
     Raises:
-        Refused: an unknown kind, a number out of range, several captions of a kind that has only one.
+        Refused: an unknown kind, a number out of range, a number for another kind.
     """
 
     kind: str = "greedy"
-    beam_size: int = 3
     num_captions: int = 1
+    beam_size: int = 3
+    length_penalty: float = 1.0
+    beam_groups: int = 1
+    diversity: float = 0.0
     temperature: float = 1.0
     seed: int = 0
+    filters: Filters = NO_FILTERS
 
     def __post_init__(self) -> None:
         if self.kind not in DECODINGS:
             raise Refused(f"expected one of {', '.join(DECODINGS)}", key="decoding", value=self.kind)
-        for key in ("beam_size", "num_captions"):
+        for key in ("beam_size", "num_captions", "beam_groups"):
             if getattr(self, key) < 1:
                 raise Refused("expected 1 or more", key=key, value=getattr(self, key))
-        if not self.temperature > 0:
-            raise Refused("expected a number above 0", key="temperature", value=self.temperature)
-        if self.num_captions > 1 and self.kind != "sample":
-            raise Refused(f"{self.kind} has one caption an image", key="num_captions", value=self.num_captions,
-                          remedy="decoding sample gives several")  # fmt: skip
+        if not 0 < self.temperature < math.inf:
+            raise Refused("expected a finite number above 0", key="temperature", value=self.temperature)
+        for key in ("length_penalty", "diversity"):
+            if not math.isfinite(getattr(self, key)):
+                raise Refused("expected a finite number", key=key, value=getattr(self, key))
+        if self.kind == "greedy" and self.num_captions > 1:
+            raise Refused("greedy has one caption an image", key="num_captions", value=self.num_captions,
+                          remedy="decoding sample or beam gives several")  # fmt: skip
+        if self.kind == "beam" and self.num_captions > self.beam_size:
+            raise Refused("more captions than beams", key="num_captions", value=self.num_captions,
+                          remedy=f"beam_size = {self.beam_size}")  # fmt: skip
+        if self.kind == "beam" and self.beam_size % self.beam_groups:
+            raise Refused("expected a divisor of beam_size", key="beam_groups", value=self.beam_groups,
+                          remedy=f"beam_size = {self.beam_size}")  # fmt: skip
+        for key in ("top_k", "top_p"):
+            if self.kind != "sample" and getattr(self.filters, key) != getattr(NO_FILTERS, key):
+                raise Refused(f"{self.kind} takes the likeliest words anyway", key=key,
+                              value=getattr(self.filters, key), remedy="decoding sample")  # fmt: skip
 
     @property
     def label(self) -> str:
@@ -113,16 +132,20 @@ class System:
                 a sampled caption does not hang on the batch it is made in. 0 .. B−1 when not given.
         """
         length = self.origin.recipe.captioner.max_length
+        many, filters = decoding.num_captions, None if decoding.filters == NO_FILTERS else decoding.filters
         if decoding.kind == "beam":
-            found = beam_search(self.captioner, features, beam_size=decoding.beam_size, max_length=length)
-            return [(caption,) for caption, _ in found]
+            found = beam_captions(
+                self.captioner, features, beam_size=decoding.beam_size, max_length=length,
+                length_penalty=decoding.length_penalty, groups=decoding.beam_groups, diversity=decoding.diversity,
+                filters=filters,
+            )  # fmt: skip
+            return [tuple(caption for caption, _ in captions[:many]) for captions in found]
         if decoding.kind == "greedy":
-            made = generate(self.captioner, features, num_samples=0, greedy=True, max_length=length)
+            made = generate(self.captioner, features, num_samples=0, greedy=True, max_length=length, filters=filters)
             return [(caption,) for caption in made.greedy_captions]
-        many = decoding.num_captions
         made = generate(
             self.captioner, features, positions=positions, num_samples=many, greedy=False, max_length=length,
-            seed=decoding.seed, temperature=decoding.temperature,
+            seed=decoding.seed, temperature=decoding.temperature, filters=filters,
         )  # fmt: skip
         return [made.captions[row : row + many] for row in range(0, len(made.captions), many)]
 

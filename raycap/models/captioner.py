@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from raycap.models.readout import Readout
@@ -64,3 +65,8 @@ class Captioner(Protocol):
     def score(self, conditioning: Any, tokens: Tensor, loss_mask: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability of each token given those before it: float32 [N, T], 0 outside the mask."""
         ...
+
+
+def image_of_rows(rows: int, images: int, device: torch.device) -> Tensor:
+    """The image of each of N rows of B images, rows of an image as neighbours: int64 [N]."""
+    return torch.arange(rows, device=device) // (rows // images)

@@ -21,7 +21,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 import raycap
-from raycap.errors import Refused
+from raycap.errors import CheckpointError, Refused
 from raycap.models import clip as clip_files
 from raycap.models.checkpoint import CONFIG, fill_captioner, load_captioner, write_folder
 from raycap.models.origin import Origin, file_values, read_origin, with_values
@@ -108,7 +108,13 @@ def _copy_files(folder: Path, recipe: Recipe) -> dict[str, str]:
             # one folder a value: two files of one name must not meet
             relative = Path("weights") / key / Path(value).name
             (folder / relative).parent.mkdir(parents=True)
-            shutil.copyfile(value, folder / relative)
+            try:
+                shutil.copyfile(value, folder / relative)
+            except OSError as error:
+                if error.filename != value:
+                    raise
+                raise CheckpointError(f"cannot be read: {error.strerror}", key=key, value=value,
+                                      remedy="make it readable: the export takes it along") from error  # fmt: skip
             changes[key] = relative.as_posix()
     return changes
 

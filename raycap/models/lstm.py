@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from raycap.errors import RecipeError
-from raycap.models.readout import Readout, readout_logprobs
+from raycap.models.captioner import image_of_rows
+from raycap.models.readout import Readout, placed, readout_logprobs
 from raycap.models.seeing import FeatureConfig, SeesFeatures
 from raycap.models.tokenizer import Tokenizer
 
@@ -126,7 +127,7 @@ class LSTMCaptioner(SeesFeatures):
         said, _ = self._forced(conditioning, tokens)
         wanted = loss_mask > 0
         picked = readout_logprobs(Readout(said[wanted], self.out.weight, self.out.bias), tokens[wanted], temperature)
-        return torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device).masked_scatter(wanted, picked)
+        return placed(picked, wanted)
 
     def attention(self, conditioning: Tensor, tokens: Tensor) -> Tensor:
         """Where each word was looked for: [N, T, G], rows of it sum to 1 (the paper's Fig. 6)."""
@@ -135,7 +136,7 @@ class LSTMCaptioner(SeesFeatures):
     def _forced(self, memory: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """In front of the output layer [N, T, W], and where was looked [N, T, G], the words being given."""
         rows = len(tokens)
-        image = torch.arange(rows, device=tokens.device) // (rows // len(memory))
+        image = image_of_rows(rows, len(memory), tokens.device)
         first = self._begin(memory)
         cell = (first[0].index_select(0, image), first[1].index_select(0, image))
         read = torch.cat([self.start.expand(rows, 1, -1), self.words(tokens[:, :-1])], dim=1)

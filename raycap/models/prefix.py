@@ -6,18 +6,19 @@ of an image is run once, whatever the number of its captions: their rows share i
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from raycap.errors import RecipeError
+from raycap.models.captioner import image_of_rows
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
-from raycap.models.readout import Readout, readout_logprobs
+from raycap.models.readout import Readout, placed, readout_logprobs
 from raycap.models.seeing import FeatureConfig, SeesFeatures
-from raycap.models.shared_attention import NAME, Decode, Prefill, Score, Unsupported, Walk, register
+from raycap.models.shared_attention import NAME, Decode, Prefill, Score, Unsupported, Walk, register, starts_of
 from raycap.models.tokenizer import Tokenizer
 
 MAPPINGS = ("grid", "mlp", "transformer")
@@ -150,7 +151,7 @@ class PrefixCaptioner(SeesFeatures):
         Returns:
             float32 [N, T], 0 outside the mask.
         """
-        image = torch.arange(len(tokens), device=tokens.device) // (len(tokens) // conditioning.shape[0])
+        image = image_of_rows(len(tokens), len(conditioning), tokens.device)
         if self.shares_prefix:
             return self._score_packed(conditioning, image, tokens, loss_mask, temperature)
         return self._score_copied(conditioning, image, tokens, loss_mask, temperature)
@@ -168,16 +169,11 @@ class PrefixCaptioner(SeesFeatures):
             places = (walk.places + conditioning.shape[1])[None]
             packed = self._hidden(walk, **self._read(tokens[inside][None]), position_ids=places)
             hidden = torch.cat([hidden, packed[0]])
-        before = torch.cat([image[:, None], self._first_of(read)[:, None] + len(conditioning)
+        before = torch.cat([image[:, None], starts_of(read)[:, None] + len(conditioning)
                             + torch.arange(tokens.shape[1] - 1, device=tokens.device)], dim=1)  # fmt: skip
         wanted = loss_mask > 0
         picked = readout_logprobs(self._readout(hidden.index_select(0, before[wanted])), tokens[wanted], temperature)
-        return torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device).masked_scatter(wanted, picked)
-
-    @staticmethod
-    def _first_of(lengths: Tensor) -> Tensor:
-        """Where each row begins in a pack, int64 [N]."""
-        return lengths.cumsum(0) - lengths
+        return placed(picked, wanted)
 
     def _score_copied(
         self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float
@@ -219,12 +215,18 @@ class PrefixCaptioner(SeesFeatures):
         Found out by trying, once: what an LM does to its attention or its logits besides is not written anywhere.
         """
         if self._shares_prefix is None:
-            self._shares_prefix = True  # while it is tried
+            self._shares_prefix, found = True, None  # while it is tried
             try:
-                self._shares_prefix = self._sharing_is_exact()
-            except (Unsupported, TypeError, ValueError):  # the LM takes no such argument, or makes its own of the mask
-                self._shares_prefix = False
-        return self._shares_prefix
+                # in the parameters' own type: rounded products would say more of autocast than of the LM
+                with torch.autocast(next(self.lm.parameters()).device.type, enabled=False):
+                    found = self._sharing_is_exact()
+            except torch.OutOfMemoryError:
+                raise
+            except _NOT_SHARED:
+                found = False
+            finally:
+                self._shares_prefix = found
+        return bool(self._shares_prefix)
 
     @torch.no_grad()
     def _sharing_is_exact(self) -> bool:
@@ -262,6 +264,9 @@ class PrefixCaptioner(SeesFeatures):
         return {"inputs_embeds": embedded * kept.unsqueeze(-1)}
 
 
+# What an LM raises that takes no such argument, makes its own of the mask, does not number its layers, has no body
+# behind its output layer, or holds keys and values of other shapes.
+_NOT_SHARED = (Unsupported, TypeError, ValueError, RuntimeError, AttributeError, LookupError)
 # Rows that are scored together at least; below it the matrix products are too thin to pay.
 _BUCKET = 32
 
@@ -273,10 +278,10 @@ def _lengths(loss_mask: Tensor) -> Tensor:
 
 
 def _rows_of(cache: Any, rows: Tensor) -> Any:
-    """A new cache with the given rows of another one, which is left as it was."""
-    chosen = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        chosen.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), index)
+    """A new cache with the given rows of another one, which is left as it was; layers stay of their kinds."""
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    chosen.reorder_cache(rows)
     return chosen
 
 
@@ -286,11 +291,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, loss_mask: Tensor, temperatur
     Only masked-in positions go through the softmax: padding costs nothing and its NaN reaches nothing.
     """
     wanted = loss_mask > 0
-    chosen = logits[wanted].float()
-    if temperature != 1.0:
-        chosen = chosen / temperature
-    picked = -torch.nn.functional.cross_entropy(chosen, tokens[wanted], reduction="none")
-    return torch.zeros(tokens.shape, dtype=torch.float32, device=logits.device).masked_scatter(wanted, picked)
+    return placed(readout_logprobs(Readout(logits[wanted]), tokens[wanted], temperature), wanted)
 
 
 def _build_mapping(config: PrefixConfig, hidden: int) -> nn.Module:

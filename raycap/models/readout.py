@@ -48,11 +48,6 @@ class Readout:
         """All of them, [N, V]."""
         return self.block(0, self.words)
 
-    def to(self, dtype: torch.dtype) -> Readout:
-        """The same in another type."""
-        weight = None if self.weight is None else self.weight.to(dtype)
-        return Readout(self.hidden.to(dtype), weight, None if self.bias is None else self.bias.to(dtype))
-
     def over(self, temperature: float) -> Readout:
         """Of logits / temperature."""
         if temperature == 1.0:
@@ -85,25 +80,35 @@ def readout_logprobs(readout: Readout, tokens: Tensor, temperature: float = 1.0,
         tokens: int64 [M].
         chunk: numbers held at a time.
     """
-    if readout.weight is not None and torch.is_autocast_enabled(readout.hidden.device.type):
-        # the backward pass knows no autocast
-        readout = readout.to(torch.get_autocast_dtype(readout.hidden.device.type))
     if readout.weight is None:
         logits = readout.logits.float()
         return -torch.nn.functional.cross_entropy(
             logits if temperature == 1.0 else logits / temperature, tokens, reduction="none"
         )
-    rows = max(1, chunk // readout.words)
-    return _Chunked.apply(readout.hidden, readout.weight, readout.bias, tokens, temperature, rows)
+    rows, hidden = max(1, chunk // readout.words), readout.hidden
+    if torch.is_autocast_enabled(hidden.device.type):  # of which the backward pass knows nothing
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    return _Chunked.apply(hidden, readout.weight, readout.bias, tokens, temperature, rows)
+
+
+def placed(picked: Tensor, wanted: Tensor) -> Tensor:
+    """Numbers [M], in order, where `wanted` (bool [N, T]) is true: float32 [N, T], 0 elsewhere."""
+    return torch.zeros(wanted.shape, dtype=torch.float32, device=wanted.device).masked_scatter(wanted, picked)
 
 
 class _Chunked(torch.autograd.Function):
-    """Keeps one number a row, and what room there is of probabilities."""
+    """Keeps one number a row, and what room there is of probabilities.
+
+    Products are computed in the type of `hidden`; gradients of weight and bias are summed over the chunks in float32
+    at least, because in bfloat16 the many small ones of a long sum would be lost.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, rows: int
     ) -> Tensor:
+        ctx.given = weight.dtype
+        weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         picked = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         kept = None
         for part in _parts(len(hidden), rows):
@@ -118,8 +123,9 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, kept = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        exact = torch.promote_types(ctx.given, torch.float32)
+        of_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias, dtype=exact) if ctx.needs_input_grad[2] else None
         for part in _parts(len(hidden), ctx.rows):
             if kept is not None and part.start == 0:
                 chances = kept
@@ -129,11 +135,14 @@ class _Chunked(torch.autograd.Function):
             slope = chances.mul_(-upstream).scatter_add_(1, tokens[part, None], upstream).to(hidden.dtype)
             if of_hidden is not None:
                 torch.mm(slope, weight, out=of_hidden[part])
-            if of_weight is not None:
-                of_weight.addmm_(slope.T, hidden[part])
+            if of_weight is not None and slope.dtype == exact:
+                of_weight.addmm_(slope.T, hidden[part])  # no product beside the sum
+            elif of_weight is not None:
+                of_weight += slope.T @ hidden[part]
             if of_bias is not None:
-                of_bias += slope.sum(dim=0)
-        return of_hidden, of_weight, of_bias, None, None, None
+                of_bias += slope.sum(dim=0, dtype=exact)
+        of_parameters = (None if each is None else each.to(ctx.given) for each in (of_weight, of_bias))
+        return of_hidden, *of_parameters, None, None, None
 
 
 def _softmax(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

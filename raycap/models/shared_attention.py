@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 NAME = "raycap_shared_prefix"
-_STEP = 8  # buffers of captions grow by so many tokens
+_STEP = 8  # tokens that a caption's buffer first has room for, and that a selection rounds up to; a full one doubles
 
 
 class Unsupported(Exception):
@@ -25,7 +25,7 @@ class Unsupported(Exception):
 
 @dataclass
 class Layer:
-    """Keys and values [B, Hkv, P, d] of one layer."""
+    """Keys [B, Hkv, P, d] and values [B, Hkv, P, dv] of one layer."""
 
     keys: Tensor
     values: Tensor
@@ -36,7 +36,7 @@ class Layer:
 
 class Walk(Protocol):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Query [N, H, T, d], key and value [N, Hkv, T, d] → [N, T, H, d]."""
+        """Query [N, H, T, d], key [N, Hkv, T, d], value [N, Hkv, T, dv] → [N, T, H, dv]."""
         ...
 
 
@@ -60,10 +60,18 @@ def _attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     strange = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if kwargs.get("sliding_window") is not None and _forgets(module, kwargs["sliding_window"]):
+        strange.append("sliding_window")
     if strange:
         raise Unsupported(f"attention with {', '.join(strange)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return walk.attend(module.layer_idx, query, key, value, scale, dropout), None  # type: ignore[arg-type]
+
+
+def _forgets(module: nn.Module, window: int) -> bool:
+    """Whether the LM has positions that a later one does not look back to: how long captions grow is not known here."""
+    positions = getattr(getattr(module, "config", None), "max_position_embeddings", None)
+    return positions is None or window < positions
 
 
 class Prefill:
@@ -89,6 +97,11 @@ class Prefill:
         return out.transpose(1, 2).contiguous()
 
 
+def starts_of(lengths: Tensor) -> Tensor:
+    """Where each of some stretches begins when one lies behind the other: int64 [N]."""
+    return lengths.cumsum(0) - lengths
+
+
 @dataclass
 class Groups:
     """Which rows belong to which image, and where they find room beside each other for one product an image.
@@ -111,7 +124,7 @@ class Groups:
         counts = torch.bincount(image, minlength=images)
         size = max(1, int(counts.max())) if len(image) else 1
         order = torch.argsort(image, stable=True)
-        place = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image[order]]
+        place = torch.arange(len(image), device=image.device) - starts_of(counts)[image[order]]
         slot = torch.empty_like(image)
         slot[order] = image[order] * size + place
         if len(image) == images * size and bool((slot == torch.arange(len(slot), device=slot.device)).all()):
@@ -139,15 +152,17 @@ def attend(
 
     Args:
         query: [N, H, T, d].
-        key, value: [N, Hkv, S, d].
+        key: [N, Hkv, S, d].
+        value: [N, Hkv, S, dv].
         mask: bool, broadcasts to [N, Hkv, H/Hkv, T, S]: what may be looked at; everything where None.
 
     Returns:
-        [N, T, H, d].
+        [N, T, H, dv].
     """
     rows, heads, length, width = query.shape
     shared, images, own = heads // key.shape[1], groups.images, key.shape[2]
     places, prefixed = prefix.keys.shape[1], prefix.keys.shape[2]
+    seen_width = value.shape[3]
     grouped = (query * scaling).view(rows, places, shared, length, width)
     by_image = groups.gather(grouped).reshape(images * places, -1, width)
     on_prefix = torch.bmm(by_image, prefix.keys.reshape(images * places, prefixed, width).transpose(1, 2))
@@ -161,11 +176,11 @@ def attend(
     if dropout:
         share = torch.nn.functional.dropout(share, dropout)
     of_prefix = groups.gather(share[..., :prefixed]).reshape(images * places, -1, prefixed)
-    seen = torch.bmm(of_prefix, prefix.values.reshape(images * places, prefixed, width))
-    seen = groups.scatter(seen.view(images, places, groups.size, shared, length, width))
+    seen = torch.bmm(of_prefix, prefix.values.reshape(images * places, prefixed, seen_width))
+    seen = groups.scatter(seen.view(images, places, groups.size, shared, length, seen_width))
     of_own = share[..., prefixed:].reshape(rows * places, shared * length, own)
-    seen = seen + torch.bmm(of_own, value.reshape(rows * places, own, width)).view_as(grouped)
-    return seen.permute(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
+    seen = seen + torch.bmm(of_own, value.reshape(rows * places, own, seen_width)).view_as(seen)
+    return seen.permute(0, 3, 1, 2, 4).reshape(rows, length, heads, seen_width)
 
 
 class Score:
@@ -299,8 +314,9 @@ class Decode:
                 for layer in self.own]  # fmt: skip
 
     def _room(self, like: Layer, tokens: int) -> Layer:
-        rows, (_, heads, _, width) = len(self.image), like.keys.shape
-        return Layer(like.keys.new_zeros(rows, heads, tokens, width), like.values.new_zeros(rows, heads, tokens, width))
+        keys, values = (part.new_zeros(len(self.image), part.shape[1], tokens, part.shape[3])
+                        for part in (like.keys, like.values))  # fmt: skip
+        return Layer(keys, values)
 
 
 def _grown(values: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class GridWindow(Section):
 
 class Learning(GridWindow):
     micro_batch: Positive = Field(
-        64, description="captions whose gradient is computed at a time; more need more memory, on a GPU they are faster"
+        64, description="captions whose gradient is computed at a time; more need more memory"
     )
 
 
@@ -254,7 +254,7 @@ class EvaluateRecipe(Section):
     split: Literal["train", "select", "dev", "test"] = Field("test", description="what the table reports on")
     metrics: list[Metric] = Field(
         ["bleu", "rouge", "cider", "clipscore"],
-        description="also refcompare, meteor, spice (Java: a minute and more; `raycap evaluate` computes them)",
+        description="also refcompare, meteor, spice (Java; `raycap evaluate` computes them)",
     )
     decodings: list[Literal["greedy", "beam"]] = Field(["greedy", "beam"], description="of every row's captions")
     beam_size: Positive = Field(3, description="of the beam search")
@@ -282,8 +282,8 @@ class ClusterRecipe(Section):
         "float32", description="of products; bfloat16 is used where a measurement at the start says that it is faster"
     )
     learner_recompute: bool = Field(
-        False, description="the LM's blocks compute their activations again instead of keeping them: less memory, a "
-        "third more time"
+        False, description="the LM's blocks compute their activations again instead of keeping them: less memory, "
+        "more time"
     )  # fmt: skip
     lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")
     max_failures: int = Field(2, ge=0, description="restarts of the learner's worker group")

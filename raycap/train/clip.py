@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycap.data.images import open_image
-from raycap.errors import DataError, WorkFailed
+from raycap.errors import DataError, Refused, WorkFailed
+from raycap.metrics.retrieval import self_retrieval
 from raycap.models.checkpoint import write_folder
 from raycap.models.clip import Clip, fill_clip, new_clip
 from raycap.recipe import ClipModelRecipe, ClipTrainRecipe
@@ -128,10 +129,12 @@ def _shifted(pixels: Tensor, most: int, draw: np.random.Generator) -> Tensor:
 
 
 def _recall(clip: Clip, pictures: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """Share of pictures whose own caption is among the 1 and 5 nearest of all captions."""
+    """Share of pictures whose own caption is among the 1 and 5 nearest of all captions (`self_retrieval`)."""
     if not captions:
         return {}
     images = np.concatenate([clip.embed_pixels(part.float().to(clip.device)) for part in pictures.split(128)])
-    similarity = images @ clip.embed_texts(captions).T
-    rank = (similarity > similarity.diagonal()[:, None]).sum(axis=1)
-    return {"recall_at_1": float((rank < 1).mean()), "recall_at_5": float((rank < 5).mean())}
+    try:
+        recall = self_retrieval(images, clip.embed_texts(captions), (1, 5))
+    except Refused as error:
+        raise WorkFailed(error.what, key=error.key, value=error.value, remedy="lower clip.train.lr") from error
+    return {f"recall_at_{rank}": share for rank, share in recall.items()}

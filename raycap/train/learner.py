@@ -129,7 +129,8 @@ class Learner:
     def _accumulate(
         self, seen: Tensor, batch: tuple[Tensor, Tensor, Tensor, Tensor], denominator: float
     ) -> tuple[float, Tensor]:
-        """Gradients of a lease, a few images at a time, so that the memory does not grow with K or the lease.
+        """Gradients of a lease, a few images at a time: the memory is that of `micro_batch` captions, whatever the
+        lease has, or of one image's K where these are more.
 
         Returns:
             The lease's loss, and its log-probabilities [N, T], without gradient.

@@ -85,8 +85,8 @@ def train_mle(
     started = time.perf_counter()
 
     limit = control.seconds if control else None
-    if control and control.record and control.record.exists():
-        planned, limit = int(json.loads(control.record.read_text())["steps"]), None
+    if recorded := _recorded_steps(control, group):
+        planned, limit = recorded, None
 
     def spent() -> float:
         """Seconds of training so far; where they decide something, rank 0's for all ranks."""
@@ -159,6 +159,21 @@ def _step(
     clip_gradients(captioner.parameters(), recipe.grad_clip, step=step, remedy="lower mle.lr (mle_continued.lr)")
     optimizer.step()
     return group.sum_values([loss_sum])[0]
+
+
+def _recorded_steps(control: Control | None, group: Group) -> int:
+    """The number that an interrupted control had found; 0 where none had.
+
+    Rank 0 reads for all: a slow storage shows a file to one rank before another, and who knows the number no longer
+    asks the others for their seconds.
+    """
+    if not (control and control.record):
+        return 0
+    steps = 0
+    if group.rank == 0 and control.record.exists():
+        found = json.loads(control.record.read_text())
+        steps = 0 if "seconds" in found else int(found["steps"])  # with them it is the guess of an older raycap
+    return int(group.sum_values([float(steps)])[0])
 
 
 def _record_steps(control: Control | None, steps: int, group: Group) -> None:

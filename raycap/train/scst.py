@@ -43,12 +43,14 @@ def train_scst(
     seed: int,
     journal: Journal,
     precision: torch.dtype = torch.float32,
+    rollout_precision: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Train for `recipe.steps` steps from the captioner's present weights.
 
     Args:
         components: the reward by name; `weights` has the same names.
-        precision: of products; the parameters that learn are float32.
+        precision: of the learner's products; the parameters that learn are float32.
+        rollout_precision: of the copy that generates.
 
     Returns:
         best_cider, best_step, start_cider, steps, seconds.
@@ -57,7 +59,7 @@ def train_scst(
     steering = Steering(learner.mix, recipe.collapse_share, recipe.watch_looks)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     started = time.perf_counter()
-    actor = copy_in(precision, captioner)
+    actor = copy_in(rollout_precision, captioner)
     if learner.step == 0:
         torch.set_num_threads(cluster.learner_threads)
         first_look(learner, validator, steering, journal)

@@ -153,7 +153,8 @@ def test_faults_of_a_file_of_ones_own(refused, tmp_path: Path) -> None:
                 good.replace("1}", "true}"), good.replace("1}", "NaN}"), good.replace("1}", "1" + "0" * 400 + "}"),
                 good.replace('"image_id": "x", ', ""), good.replace('"x"', "1.5"), good.replace('"x"', "true"),
                 good.replace('"x"', '""'), good.replace("1}", '1, "score": 2}'), good.replace('["b"]', '["b", 3]'),
-                good.replace('["b"]', '[" "]'), good.replace('"a"', "null")):  # fmt: skip
+                good.replace('["b"]', '[" "]'), good.replace('["b"]', '["b", " "]'),
+                good.replace('"a"', "null")):  # fmt: skip
         file.write_text(good + bad + "\n")
         assert f"{file}:2" in refused("correlate", "--judgements", file)
     file.write_text(good)

@@ -183,11 +183,23 @@ def test_targets_are_looked_at_before_the_work(
         assert line.startswith(f"raycap: {option} = '{Path(folder)}': is a folder (name a file in it)")
     for place in (files[0] / "metrics.json", tmp_path / ("n" * 300) / "metrics.json", tmp_path / ("n" * 300)):
         assert f"{option} = '{place}': cannot be written" in refused(*command, place)
+    assert f"{option} = '/dev/null': is no plain file" in refused(*command, "/dev/null")
     if os.geteuid():  # root may write anywhere
         tmp_path.chmod(0o500)
         assert "read-only" in refused(*command, tmp_path / "metrics.json")
         tmp_path.chmod(0o700)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(file.name for file in files)
+
+
+def test_one_file_for_both_targets_is_refused(refused, files, tmp_path: Path) -> None:
+    both = ["--out", tmp_path / "a.json", "--per-image", tmp_path / "." / "a.json"]
+    assert "name one file" in refused("score", "--candidates", files[0], "--references", files[1], *both)
+
+
+@pytest.mark.parametrize("option", ["--candidates", "--references", "--images", "--out", "--per-image"])
+def test_an_empty_path_is_not_the_folder_of_now(refused, files, option: str) -> None:
+    command = ["score", "--candidates", files[0], "--references", files[1], option, ""]
+    assert "the path is empty" in refused(*command)
 
 
 def test_metrics_by_clip_without_one_are_unavailable_and_not_0(score) -> None:

@@ -11,6 +11,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -116,6 +117,38 @@ def test_evaluate_refuses_and_says_what_to_do(raycap, refused, tmp_path, tiny_ru
     assert "2000 allowed" in refused(*command, "--max-pixels", "2000")
     (tmp_path / "file").write_text("")
     assert "file" in refused(*command, "--out", tmp_path / "file")
+
+
+def test_results_of_before_do_not_stay_beside_a_refused_evaluation(raycap, refused, tmp_path, tiny_run) -> None:
+    out = tmp_path / "out"
+    command = ["evaluate", "--checkpoint", tiny_run.stage, "--metrics", "cider", "--out", out]
+    assert raycap(*command, "--data", tiny_run.scenes).exit_code == 0
+    assert len(list(out.iterdir())) == 5
+    (out / "notes.txt").write_text("mine")
+    refused("evaluate", "--checkpoint", tmp_path / "mistyped", "--data", tiny_run.scenes, "--out", out)
+    assert len(list(out.iterdir())) == 6, "a mistyped checkpoint costs nothing"
+    refused(*command, "--data", tmp_path / "gone")
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_captions_are_written_before_a_judge_fails(raycap, tmp_path, tiny_run, monkeypatch) -> None:
+    def broken(self, captions, batch_size=256):
+        return np.full((len(captions), 8), np.nan, np.float32)
+
+    monkeypatch.setattr("raycap.models.clip.Clip.embed_texts", broken)
+    out = tmp_path / "out"
+    result = raycap("evaluate", "--checkpoint", tiny_run.stage, "--data", tiny_run.scenes, "--out", out)
+    assert result.exit_code == 1, result.output
+    assert "the judge's" in result.stderr
+    assert "NaN or infinity" in result.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["captions.beam.json", "captions.greedy.json"]
+
+
+def test_an_out_that_is_read_only_is_refused_before_the_work(refused, tmp_path, tiny_run, monkeypatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK or Path(path) != tmp_path)
+    monkeypatch.setattr("raycap.evaluate.system.System.open", lambda *_: pytest.fail("the work was begun"))
+    command = ["evaluate", "--checkpoint", tiny_run.stage, "--data", tiny_run.scenes, "--out", tmp_path]
+    assert f"--out = '{tmp_path}': cannot be written to: it is read-only" in refused(*command)
 
 
 def test_all_metrics_are_computed_or_said_to_be_unavailable(raycap, tiny_run: TinyRun, monkeypatch) -> None:
@@ -241,6 +274,33 @@ def test_decodings_of_caption(raycap, refused, tiny_run, captions) -> None:
     assert all(len(line["captions"]) == 3 and line["caption"] == line["captions"][0] for line in sample)
     assert len({caption for line in sample for caption in line["captions"]}) > 13
     assert "--num-captions = 3: greedy has one" in refused(*command, "greedy", "--num-captions", 3)
+    assert "--top-k = 3: greedy takes the likeliest" in refused(*command, "greedy", "--top-k", 3)
+    assert "--beam-groups = 2: expected a divisor" in refused(*command, "beam", "--beam-size", 3, "--beam-groups", 2)
+
+
+def test_every_number_of_a_decoding_reaches_it(raycap, tiny_run, monkeypatch) -> None:
+    command = ["caption", *tiny_run.pictures[:3], "--checkpoint", tiny_run.stage, "--decoding"]
+
+    def lines(*options: object) -> list[dict]:
+        return [json.loads(line) for line in raycap(*command, *options).stdout.splitlines()]
+
+    beams = lines("beam", "--beam-size", 4, "--num-captions", 4)
+    assert all(len(set(line["captions"])) > 1 for line in beams)
+    assert [line["caption"] for line in beams] == [line["caption"] for line in lines("beam", "--beam-size", 4)]
+    diverse = ("beam", "--beam-size", 4, "--num-captions", 4, "--beam-groups", 4, "--diversity", 5.0)
+    firsts = [{caption.split()[0] for caption in line["captions"]} for line in lines(*diverse)]
+    assert all(len(words) == 4 for words in firsts), "a high price of the same word: no two groups begin alike"
+    asked = {}
+    monkeypatch.setattr(
+        "raycap.evaluate.system.beam_captions", lambda *_, **given: asked.update(given) or [[("a", 0.0)]] * 3
+    )
+    lines("beam", "--length-penalty", 0.5)
+    assert asked["length_penalty"] == 0.5
+    greedy = lines("greedy")
+    for filtered in (("--top-k", 1), ("--top-p", 1e-6)):
+        assert lines("sample", "--seed", 3, *filtered) == greedy
+    once = lines("greedy", "--no-repeat-ngram", 1, "--min-length", 6)
+    assert all(len(line["caption"].split()) == len(set(line["caption"].split())) >= 6 for line in once)
 
 
 def test_long_work_shows_its_progress(raycap, tiny_run) -> None:
@@ -278,7 +338,7 @@ def test_an_empty_path_is_not_the_folder_of_now(refused, tmp_path: Path, tiny_ru
 def test_an_export_that_cannot_be_written_is_refused(refused, tmp_path: Path, tiny_run: TinyRun) -> None:
     (tmp_path / "file").write_text("")
     message = refused("export", "--checkpoint", tiny_run.stage, "--out", tmp_path / "file" / "export")
-    assert f"out = '{tmp_path / 'file' / 'export'}': cannot be written" in message
+    assert f"--out = '{tmp_path / 'file' / 'export'}': cannot be written" in message
 
 
 def test_a_folder_without_a_picture_is_refused(refused, tmp_path: Path, tiny_run: TinyRun) -> None:

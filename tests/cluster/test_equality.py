@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from raycap.cluster import precision
 from raycap.cluster.run import run_recipe
 from raycap.cluster.stages import Run
 from raycap.cluster.training_stages import reward_context, scst_schedule
@@ -26,8 +27,8 @@ from raycap.train.validation import Validator
 pytestmark = pytest.mark.ray
 
 
-def one_process(run: Run, folder: Path) -> Path:
-    """The reference: `raycap.train.scst` on the same run; the folder that it wrote."""
+def one_process(run: Run, folder: Path, learner: str = "float32", rollout: str = "float32") -> Path:
+    """The reference: `raycap.train.scst` on the same run, in these types; the folder that it wrote."""
     recipe = run.recipe
     folder.mkdir(parents=True)
     torch.set_num_threads(1)
@@ -46,6 +47,8 @@ def one_process(run: Run, folder: Path) -> Path:
         max_length=recipe.captioner.max_length,
         seed=0,
         journal=FolderJournal(folder),
+        precision=getattr(torch, learner),
+        rollout_precision=getattr(torch, rollout),
     )
     return folder
 
@@ -82,6 +85,24 @@ def assert_equal(ours: Path, reference: Path, step: int = 5) -> None:
     assert rewards(ours) == rewards(reference)
 
 
+def run_until_killed(run: Any) -> None:
+    """Up to the learner's death after step 3 of 15."""
+    folder = run.path("scst", 0)
+    killer = threading.Thread(target=_kill_learner_after_checkpoint, args=(folder,), daemon=True)
+    killer.start()
+    with pytest.raises(Exception, match="learner failed"):
+        run_recipe(run.recipe)
+    killer.join(timeout=5)
+    steps = [record["step"] for record in read_log(folder) if "step" in record]
+    assert 3 <= max(steps) < 15
+
+
+def assert_resumed(run: Any, reference: Path) -> None:
+    folder = run.path("scst", 0)
+    assert_equal(folder, reference, 15)
+    assert int((folder / "incarnation").read_text()) == 1
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_ray_equals_the_one_process_loop(ray_session: Any, tiny_run: Any, tmp_path: Path, workers: int) -> None:
     run = tiny_run("ray", cluster={"rollout_workers": workers})
@@ -98,17 +119,37 @@ def test_killed_after_step_3_and_resumed_is_the_same(ray_session: Any, tiny_run:
     """More steps than elsewhere: on a busy machine the learner would be over them before it is killed."""
     run = tiny_run("killed", cluster={"rollout_workers": 2, "max_failures": 0}, scst={"steps": 15})
     expected = one_process(run, tmp_path / "reference")
-    folder = run.path("scst", 0)
-    killer = threading.Thread(target=_kill_learner_after_checkpoint, args=(folder,), daemon=True)
-    killer.start()
-    with pytest.raises(Exception, match="learner failed"):
-        run_recipe(run.recipe)
-    killer.join(timeout=5)
-    steps = [record["step"] for record in read_log(folder) if "step" in record]
-    assert 3 <= max(steps) < 15
+    run_until_killed(run)
     run_recipe(run.recipe)
-    assert_equal(folder, expected, 15)
-    assert int((folder / "incarnation").read_text()) == 1
+    assert_resumed(run, expected)
+
+
+def test_what_began_in_bfloat16_goes_on_in_it(
+    ray_session: Any, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, and resumed where a measurement would choose float32: equal to the loop that never was in it."""
+    faster = {"learner": "bfloat16", "rollout": "bfloat16"}
+    monkeypatch.setattr(precision, "find_precision", lambda run, role, **_: {"dtype": faster[role]})
+    cluster = {"precision": "bfloat16", "rollout_workers": 2, "max_failures": 0}
+    run = tiny_run("bfloat16", cluster=cluster, scst={"steps": 15})
+    expected = one_process(run, tmp_path / "reference", **faster)
+    run_until_killed(run)
+    faster |= dict.fromkeys(faster, "float32")
+    run_recipe(run.recipe)
+    assert_resumed(run, expected)
+
+
+def test_recomputing_changes_nothing_and_each_role_has_its_type(
+    ray_session: Any, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference keeps its activations."""
+    faster = {"learner": "float32", "rollout": "bfloat16"}
+    monkeypatch.setattr(precision, "find_precision", lambda run, role, **_: {"dtype": faster[role]})
+    run = tiny_run("recompute", cluster={"precision": "bfloat16", "learner_recompute": True})
+    expected = one_process(run, tmp_path / "reference", **faster)
+    run_recipe(run.recipe)
+    assert_equal(run.path("scst", 0), expected)
+    assert max(record["ratio_max_error"] for record in records(expected)) > 1e-4, "rollouts are rounder than scores"
 
 
 def test_a_lost_rollout_worker_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,62 @@ def test_stale_stages_stop_the_run_before_it_starts_and_are_all_named(tmp_path: 
         refuse_stale(two_stages(tmp_path, 0.2))
     assert stale.value.key == "mle, scst"
     assert all((folder.path / kept).exists() for folder in old)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_a_stage_that_is_removed_never_looks_finished_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Killed before each of its five parts is removed, and looked at with the old values and with new ones."""
+    recipe = recipe_of(tmp_path, ["mle"])
+    old, new = (StageFolder(tmp_path / "mle", "mle", {"a": value}) for value in (1, 2))
+    old.open(recipe)
+    for name in ("best", "checkpoints"):
+        (old.path / name).mkdir()
+    old.finish({})
+    left, unlink, rmtree = [after], Path.unlink, shutil.rmtree
+
+    def counted(remove: Callable[..., None]) -> Callable[..., None]:
+        def counting(path: Path, *options: Any, **named: Any) -> None:
+            if path.parent == old.path and not left[0]:
+                raise Killed
+            left[0] -= path.parent == old.path
+            remove(path, *options, **named)
+
+        return counting
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", counted(unlink))
+        patched.setattr(shutil, "rmtree", counted(rmtree))
+        with pytest.raises(Killed):
+            new.open(recipe)
+    assert (old.path / "stage.json").exists()
+    assert (old.finished is None) == (after > 0)
+    assert new.changes() == ["a: 1 → 2"], "what is left is of the old values, and says so"
+    assert new.open(recipe)
+    assert {file.name for file in new.path.iterdir()} == {"recipe.yaml", "stage.json"}
+
+
+def test_what_does_not_say_what_it_was_made_from_is_not_reused(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, ["mle"])
+    folder = StageFolder(tmp_path / "mle", "mle", {"a": 1})
+    folder.open(recipe)
+    (folder.path / "best").mkdir()
+    folder.finish({})
+    (folder.path / "stage.json").unlink()
+    assert folder.finished is None
+    with pytest.raises(StaleStage, match=r"stage\.json is missing"):
+        refuse_stale([folder])
+    assert folder.open(recipe)
+    assert not (folder.path / "best").exists()
+    (folder.path / "stage.json").write_text("{")
+    folder.finish({})
+    with pytest.raises(StaleStage, match=r"stage\.json is broken"):
+        refuse_stale([folder])
 
 
 def test_a_stage_that_got_nowhere_is_begun_again_with_other_values(
@@ -134,6 +192,63 @@ def test_how_many_images_an_encoder_sees_at_once_makes_nothing_stale(tmp_path: P
     assert "values.features.shard_size: 256 → 7" in other.stage_folder("features", 0).changes()
 
 
+TRAINED = ["prepare", "features", "mle", "scst", "mle_continued"]
+
+
+def lie_there(storage: Path, older: Callable[[dict[str, Any]], None] = lambda made_from: None) -> None:
+    """Finished stages.
+
+    Args:
+        older: makes of what a stage is made from what a raycap of before would have written down.
+    """
+    run = Run(recipe_of(storage, TRAINED), STAGES)
+    for name in TRAINED:
+        folder = run.stage_folder(name, 0)
+        folder.open(run.recipe)
+        made_from = json.loads(json.dumps(folder.made_from))
+        older(made_from)
+        write_json(folder.path / "stage.json", made_from)
+        folder.finish({})
+
+
+def stale(storage: Path, **sections: Any) -> dict[str, list[str]]:
+    """Stages that are stale, with what changed of their own."""
+    run = Run(recipe_of(storage, TRAINED, **sections), STAGES)
+    found = {name: run.stage_folder(name, 0).changes() for name in TRAINED}
+    return {n: [c for c in changes if not c.startswith("inputs.")] for n, changes in found.items() if changes}
+
+
+def test_how_many_captions_are_learned_from_at_a_time_makes_nothing_stale(tmp_path: Path) -> None:
+    """It is lowered where memory was short, in the middle of hours of learning; an older raycap wrote it down."""
+
+    def older(made_from: dict[str, Any]) -> None:
+        for name in {"mle", "scst"} & made_from["values"].keys():
+            assert "micro_batch" not in made_from["values"][name]
+            made_from["values"][name]["micro_batch"] = 64
+
+    for storage, written in (tmp_path / "now", lambda made_from: None), (tmp_path / "older", older):
+        lie_there(storage, written)
+        assert stale(storage, mle={"micro_batch": 8}, scst={"micro_batch": 4}) == {}
+    changed = stale(tmp_path / "now", mle={"micro_batch": 8, "lr": 0.1})
+    assert changed == {"mle": ["values.mle.lr: 0.001 → 0.1"], "scst": [], "mle_continued": []}
+
+
+def test_the_type_that_is_asked_for_is_part_of_what_is_trained(tmp_path: Path) -> None:
+    """What learned in bfloat16 is not reused for a recipe of float32; an older raycap asked for that only."""
+    now, before = tmp_path / "now", tmp_path / "before"
+    lie_there(now)
+    lie_there(before, lambda made_from: made_from["values"].pop("cluster", None))
+    assert stale(before) == stale(now) == {}
+    trained = ("mle", "scst", "mle_continued")
+    changes = {
+        now: "values.cluster.precision: float32 → bfloat16",
+        before: "values.cluster: None → {'precision': 'bfloat16'}",
+    }
+    for storage, change in changes.items():
+        assert stale(storage, cluster={"precision": "bfloat16"}) == {name: [change] for name in trained}
+    assert stale(now, cluster={"learner_recompute": True, "learner_threads": 7}) == {}
+
+
 def test_scenes_that_another_version_draws_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def prepared() -> StageFolder:
         return Run(recipe_of(tmp_path, ["prepare"]), STAGES).stage_folder("prepare", 0)
@@ -143,6 +258,15 @@ def test_scenes_that_another_version_draws_are_drawn_again(tmp_path: Path, monke
     assert not prepared().changes()
     monkeypatch.setattr("raycap.cluster.stages.VERSION", 99)
     assert any(change.startswith("source.scenes") for change in prepared().changes())
+
+
+def test_scenes_of_a_raycap_that_did_not_record_their_version_are_of_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lie_there(tmp_path, lambda made_from: made_from.pop("source", None))
+    assert stale(tmp_path) == {}
+    monkeypatch.setattr("raycap.cluster.stages.VERSION", 3)
+    assert stale(tmp_path)["prepare"] == ["source: None → {'scenes': '3'}"]
 
 
 def test_labelled_images_do_not_make_features_stale(tmp_path: Path) -> None:

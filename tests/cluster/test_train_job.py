@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
 from raycap.cluster.train_job import built_together
-from raycap.errors import CheckpointError, RaycapError
-from raycap.train.optimizing import Alone
+from raycap.errors import CheckpointError, RaycapError, WorkFailed
+from tests.train.conftest import ThreadGroup
 
 
-class OfTwo(Alone):
-    """Rank 0 of two; what the other one says is given."""
+def on_two_ranks(*builds: Callable[[], Any]) -> list[Any]:
+    """What `built_together` gave each rank: its value, or its error."""
+    barrier, board = threading.Barrier(2, timeout=60), [None, None]
 
-    def __init__(self, other: str) -> None:
-        self.other, self.said = other, [""]
+    def rank(number: int) -> Any:
+        try:
+            return built_together(ThreadGroup(number, 2, barrier, board), builds[number])
+        except RaycapError as error:
+            return error
 
-    def gather_texts(self, text: str) -> list[str]:
-        self.said.append(text)
-        return [text, self.other]
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(rank, range(2)))
+
+
+def fails(error: RaycapError) -> Callable[[], Any]:
+    def build() -> Any:
+        raise error
+
+    return build
 
 
 def test_what_is_built_on_all_ranks_is_given_back() -> None:
-    group = OfTwo("")
-    assert built_together(group, lambda: 7) == 7
-    assert group.said[-1] == ""
+    assert on_two_ranks(lambda: 7, lambda: 8) == [7, 8]
 
 
-def test_the_error_of_another_rank_ends_this_one() -> None:
-    with pytest.raises(RaycapError, match="the file is gone"):
-        built_together(OfTwo("checkpoint = 'x': the file is gone"), lambda: 7)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_error_of_one_rank_ends_all_in_its_own_kind(failing: int) -> None:
+    """The driver hears of rank 0's only: a checkpoint that cannot be read is exit 2 there too, with key and remedy."""
+    error = CheckpointError("the file is gone", key="checkpoint", value="x", remedy="take another one")
+    builds = [lambda: 7, lambda: 7]
+    builds[failing] = fails(error)
+    for raised in on_two_ranks(*builds):
+        assert type(raised) is CheckpointError
+        assert (raised.key, raised.value, raised.remedy, raised.exit_code) == ("checkpoint", "x", "take another one", 2)
+        assert str(raised) == str(error)
 
 
-def test_its_own_error_is_told_to_the_others() -> None:
-    group = OfTwo("")
-
-    def fails() -> None:
-        raise CheckpointError("the file is gone", key="checkpoint", value="x")
-
-    with pytest.raises(CheckpointError, match="the file is gone"):
-        built_together(group, fails)
-    assert "the file is gone" in group.said[-1]
+def test_each_rank_raises_its_own_error() -> None:
+    errors = [WorkFailed("here"), CheckpointError("there")]
+    assert on_two_ranks(*map(fails, errors)) == errors

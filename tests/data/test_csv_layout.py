@@ -7,6 +7,7 @@ import pytest
 
 from raycap.data.csv_layout import import_csv
 from raycap.data.folder import import_folder
+from raycap.data.folders import IMAGE_FOLDERS
 from raycap.data.input_report import InputReport
 from raycap.data.subsets import split_by_hash
 from raycap.errors import DataError
@@ -81,11 +82,14 @@ def test_a_table_without_the_header_is_refused(root: Path) -> None:
         import_csv(root, report=InputReport())
 
 
-def test_the_splits_are_those_of_the_same_folder_read_as_a_users_own(root: Path) -> None:
+@pytest.mark.parametrize("folder", IMAGE_FOLDERS)
+def test_the_splits_are_those_of_the_same_folder_read_as_a_users_own(root: Path, folder: str) -> None:
     """Else pictures that a captioner of `folder` was trained on would be scored as test by `csv`."""
+    (root / "Images").rename(root / folder)
     as_csv = {record.image_id: record.split for record in import_csv(root, report=InputReport(), seed=3)}
-    as_folder = import_folder(root, report=InputReport("all"), seed=3)
-    assert {record.image_id for record in as_folder} == {f"Images/{name}" for name in NAMES}
+    as_folder = import_folder(root, report=(report := InputReport()), seed=3)
+    report.raise_if_refused()
+    assert {record.image_id for record in as_folder} == {f"{folder}/{name}" for name in NAMES}
     assert {Path(record.image_id).name: record.split for record in as_folder} == as_csv
     assert len(set(as_csv.values())) == 3
 
@@ -172,15 +176,24 @@ def test_damaged_rows_of_other_splits_are_counted(root: Path, line: bytes, kind:
     assert [fault.kind for fault in report.faults] == [kind]
 
 
-def test_equal_captions_of_an_image_stay_and_are_counted(root: Path) -> None:
+@pytest.mark.parametrize("importer", [import_csv, import_folder])
+def test_both_importers_of_a_table_keep_equal_captions_and_note_them(root: Path, importer: Callable) -> None:
     """Ten images of Flickr8k have one caption from two people; the file with numbers keeps both as well."""
     with (root / "captions.txt").open("a") as file:
-        file.write("0_x.jpg,A dog runs .\n")
+        file.write("0_x.jpg,A  dog runs .\n")
     report = InputReport()
-    records = import_csv(root, report=report)
+    records = {Path(record.image_id).name: record for record in importer(root, report=report)}
     report.raise_if_refused()
-    assert records[0].captions.count("A dog runs .") == 2
+    assert records["0_x.jpg"].captions == ("A dog runs .", 'A dog , running "fast" .', "A dog runs .")
     assert [note.where for note in report.notes if note.kind == "duplicate_id"] == ["captions.txt:82"]
+
+
+def test_with_lists_an_image_that_none_names_is_left_out_and_counted(root: Path) -> None:
+    (root / "Flickr_8k.trainImages.txt").write_text("3_x.jpg\n1_x.jpg\n")
+    report = InputReport()
+    assert [record.image_id for record in import_csv(root, report=report)] == ["3_x.jpg", "1_x.jpg"]
+    report.raise_if_refused()
+    assert report.count("caption_without_image") == 2 * (len(NAMES) - 2)
 
 
 def test_columns_that_are_not_read_are_noted(root: Path) -> None:

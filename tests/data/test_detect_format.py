@@ -59,6 +59,56 @@ def test_a_captioners_own_format_is_taken_where_it_fits(tmp_path: Path, flickr8k
     assert [detect_format(root, like) for like in ("auto", "coco", "karpathy")] == ["karpathy", "coco", "karpathy"]
 
 
+TABLES = {
+    "captions.txt": "image,caption\n0.jpg,a dog\n",
+    "captions.csv": "file,text,split\nImages/0.jpg,a dog,train\n",
+    "words.jsonl": '{"image": "0.jpg"}\n{"Image": "0.jpg", "caption": null, "captions": ["a dog"]}\n',
+    "Images/0.txt": "a dog\n",
+}
+
+
+@pytest.mark.parametrize("captions", TABLES)
+def test_a_captioner_of_a_folder_reads_its_own_as_a_folder_whatever_lies_beside(
+    tmp_path: Path, write_picture, captions: str
+) -> None:
+    """Flickr8k from Kaggle with the original lists: its `test` was mostly trained on, by the folder's own splits."""
+    names = [f"{number}.jpg" for number in range(30)]
+    for name in names:
+        write_picture(tmp_path / "Images" / name)
+    (tmp_path / captions).write_text(TABLES[captions])
+    (tmp_path / "Flickr8k.token.txt").write_text("".join(f"{name}#0\ta dog\n" for name in names))
+    (tmp_path / "Flickr_8k.testImages.txt").write_text("".join(f"{name}\n" for name in names[:15]))
+    (tmp_path / "dataset_flickr8k.json").write_text("{}")
+    assert {like: detect_format(tmp_path, like) for like in ("auto", "karpathy", "folder")} == {
+        "auto": "flickr8k", "karpathy": "karpathy", "folder": "folder",
+    }  # fmt: skip
+    trained, asked = (
+        import_dataset(tmp_path, format=detect_format(tmp_path, "folder"), splits=splits, report=InputReport(),
+                       shares={"train": 0.9, "test": 0.1})
+        for splits in ({"train", "test"}, {"test"})
+    )  # fmt: skip
+    assert {record.path for record in asked} == {record.path for record in trained if record.split == "test"}
+    listed = import_dataset(tmp_path, format="flickr8k", splits={"test"}, report=InputReport())
+    assert {record.path for record in listed} & {record.path for record in trained if record.split == "train"}
+
+
+def test_other_data_sets_than_its_own_are_read_as_what_they_are(tmp_path: Path, flickr8k: Path, write_picture) -> None:
+    """What is no table of captions says nothing: results, and the table that scenes have."""
+    (flickr8k / "results.csv").write_text("metric,value\nbleu,0.3\n")
+    (flickr8k / "judged.jsonl").write_text('{"image": "10_a.jpg", "score": 1}\n')
+    assert detect_format(flickr8k, "folder") == "flickr8k"
+    write_picture(tmp_path / "coco" / "val2017" / "1.jpg")
+    (tmp_path / "coco" / "captions_val2017.json").write_text("{}")
+    assert detect_format(tmp_path / "coco", "folder") == "coco"
+    draw_scenes(tmp_path / "scenes", num_train=2, num_dev=0, num_test=1)
+    assert detect_format(tmp_path / "scenes", "folder") == "scenes"
+    as_scenes, as_folder = (
+        {record.path: record.split for record in import_dataset(tmp_path / "scenes", format=name, report=InputReport())}
+        for name in ("scenes", "folder")
+    )
+    assert as_scenes == as_folder
+
+
 def test_without_dev_an_image_without_a_split_is_in_train(tmp_path: Path, write_picture) -> None:
     for number in range(40):
         write_picture(tmp_path / f"{number}.jpg")

@@ -205,7 +205,6 @@ OF_OTHERS = [
     ("b.PNG,a bird, on a branch, far,train", "line_malformed"),
     ("/etc/b.jpg,a cat,train", "line_malformed"),
     ("b.PNG,a third bird,trian", "unknown_split"),
-    ("b.PNG,a bird,train", "duplicate_id"),
     ("b.PNG,a bird again,dev", "image_in_two_splits"),
 ]
 
@@ -296,19 +295,32 @@ def test_a_column_that_comes_twice_is_refused(root: Path) -> None:
 
 
 LIST = {"image": "0012.jpg", "captions": ["a dog", "the dog"]}
-TWICE = [
+EQUAL = [
     ("captions.csv", ["image,caption", "0012.jpg,a dog", "0012.jpg,the dog", "./0012.jpg,a  dog"]),
     ("captions.jsonl", [LIST, {"image": "0012.jpg", "caption": "a dog"}]),
-    ("captions.jsonl", [LIST, {"image": "0012.jpg", "captions": ["x"]}]),
+    ("captions.jsonl", [LIST | {"captions": ["a dog", "the dog", "a dog"]}]),
 ]
 
 
-@pytest.mark.parametrize(("name", "lines"), TWICE)
-def test_captions_that_come_twice_are_refused_or_skipped_and_listed(root: Path, name: str, lines: list) -> None:
+@pytest.mark.parametrize(("name", "lines"), EQUAL)
+def test_equal_captions_of_an_image_stay_and_are_counted(root: Path, name: str, lines: list) -> None:
+    """Two people may have written them."""
     (root / name).write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    report = InputReport()
+    records = {record.image_id: record for record in import_folder(root, report=report)}
+    report.raise_if_refused()
+    assert records["0012.jpg"].captions == ("a dog", "the dog", "a dog")
+    assert [note.where for note in report.notes if note.kind == "duplicate_id"] == [f"{name}:{len(lines)}"]
+
+
+def test_a_second_list_of_an_images_captions_is_refused_or_skipped_and_listed(root: Path) -> None:
+    second = {"image": "./0012.jpg", "captions": ["x"]}
+    (root / "captions.jsonl").write_text("\n".join(map(json.dumps, (LIST, second))))
     strict, lenient = InputReport(), InputReport(["duplicate_id"])
     import_folder(root, report=strict)
-    with pytest.raises(DataError, match=rf"1 duplicate_id \[{name}:{len(lines)}: 0012\.jpg has .* before, at {name}:"):
+    with pytest.raises(
+        DataError, match=r"1 duplicate_id \[captions\.jsonl:2: 0012\.jpg has a list .* captions\.jsonl:1"
+    ):
         strict.raise_if_refused()
     records = {record.image_id: record for record in import_folder(root, report=lenient)}
     assert records["0012.jpg"].captions == ("a dog", "the dog")
@@ -316,9 +328,50 @@ def test_captions_that_come_twice_are_refused_or_skipped_and_listed(root: Path, 
     assert lenient.to_json()["skipped"]["counts"] == {"duplicate_id": 1}
 
 
-def test_a_list_may_hold_what_two_people_wrote_alike(root: Path) -> None:
-    (root / "captions.jsonl").write_text(json.dumps({"image": "0012.jpg", "captions": ["a dog", "a dog"]}))
-    assert imported(root)["0012.jpg"] == ("a dog", "a dog")
+def test_keys_without_a_value_hide_none_that_has_one(root: Path) -> None:
+    """As pandas' to_json(lines=True) writes a table of which each row fills other columns."""
+    lines = [
+        {"image": "0012.jpg", "file_name": None, "caption": None, "captions": ["a dog", "the dog"], "text": None},
+        {"image": None, "file_name": "b.PNG", "caption": None, "captions": None, "text": "a bird"},
+        {"image": "sub/c.jpg", "file_name": None, "caption": "a cat", "captions": [], "text": None},
+    ]
+    (root / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = InputReport()
+    records = import_folder(root, report=report)
+    assert [record.captions for record in records] == [("a dog", "the dog"), ("a bird",), ("a cat",), ()]
+    report.raise_if_refused()
+    assert report.count("unknown_column") == 0
+
+
+def test_a_second_name_for_the_image_or_its_caption_is_noted(root: Path) -> None:
+    """As a second column of a CSV file is."""
+    lines = [
+        {"image": "0012.jpg", "caption": "a dog", "text": "the dog"},
+        {"image": "b.PNG", "file_name": "c.PNG", "text": "a bird", "mood": "calm"},
+        {"image": "sub/c.jpg", "caption": "a cat", "captions": ["a cat"], "text": "the cat"},
+    ]
+    (root / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = InputReport()
+    records = import_folder(root, report=report)
+    report.raise_if_refused()
+    assert [record.captions for record in records] == [("a dog",), ("a bird",), ("a cat",), ()]
+    assert [str(note) for note in report.notes if note.kind == "unknown_column"] == [
+        "captions.jsonl: not read: mood",
+        "captions.jsonl:1: not read: text, where another key comes first (lines: 2)",
+        "captions.jsonl:2: not read: file_name, where another key comes first (lines: 1)",
+    ]
+
+
+def test_a_line_that_names_a_key_twice_is_malformed(root: Path) -> None:
+    (root / "captions.jsonl").write_text('{"image": "0012.jpg", "Caption": "a dog", "caption": "a cat"}\n')
+    with pytest.raises(DataError, match=r"1 line_malformed \[captions\.jsonl:1: two keys are 'caption'"):
+        imported(root)
+
+
+def test_pictures_of_one_name_in_many_albums_are_in_every_split(tmp_path: Path, write_picture) -> None:
+    for number in range(40):
+        write_picture(tmp_path / f"album{number}" / "photo.jpg")
+    assert len({record.split for record in import_folder(tmp_path, report=InputReport())}) == 3
 
 
 def test_lines_with_a_caption_and_captions(root: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raycap.data.folders import IMAGE_FOLDERS
 from raycap.data.subsets import cut_select, cut_web, default_select_size, labelled_subset, shares_of, split_by_hash
 from raycap.errors import DataError
 
@@ -101,11 +102,20 @@ def test_splits_by_hash_meet_their_shares_on_average_and_move_no_image_when_one_
     assert {split_by_hash(name, 1, {"test": 1.0}) for name in IDS} == {"test"}
 
 
-def test_the_split_hangs_on_the_files_own_name() -> None:
+@pytest.mark.parametrize("folder", IMAGE_FOLDERS)
+def test_the_split_hangs_on_the_path_inside_the_folder_of_pictures(folder: str) -> None:
     """Whatever an importer calls the picture: `images/a.jpg` of a folder is `a.jpg` of the CSV layout."""
     for number in range(200):
-        assert split_by_hash(f"images/deep/{number}.jpg", 3) == split_by_hash(f"{number}.jpg", 3)
-    assert len({split_by_hash(f"images/{number}.jpg", 3) for number in range(200)}) == 3
+        for path in (f"{number}.jpg", f"deep/{number}.jpg"):
+            assert split_by_hash(f"{folder}/{path}", 3) == split_by_hash(path, 3)
+    assert len({split_by_hash(f"{folder}/{number}.jpg", 3) for number in range(200)}) == 3
+
+
+def test_pictures_of_one_name_in_many_albums_are_in_every_split() -> None:
+    """Cameras number anew in each album; by the name alone all of them would be in one split."""
+    splits = [split_by_hash(f"album{number}/photo.jpg", 0) for number in range(1000)]
+    assert {split: splits.count(split) for split in ("dev", "test")} == pytest.approx({"dev": 100, "test": 100}, abs=30)
+    assert len({split_by_hash(f"album{number}/images/photo.jpg", 0) for number in range(100)}) == 3
 
 
 def test_without_dev_its_share_is_trains_and_test_stays_what_it_is() -> None:

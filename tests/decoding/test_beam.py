@@ -13,8 +13,9 @@ from torch import Tensor
 from raycap.decoding.beam import beam_captions, beam_search
 from raycap.decoding.filters import Filters
 from raycap.decoding.sample import generate
-from raycap.errors import Refused
+from raycap.errors import Refused, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
+from raycap.models.readout import Readout
 
 EOS, PAD, LIMIT = 1, 0, 7
 
@@ -212,3 +213,27 @@ def test_beams_keep_to_the_filters(captioner: PrefixCaptioner) -> None:
         assert len(words) >= 4
         pairs = list(itertools.pairwise(words))
         assert len(set(pairs)) == len(pairs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("beams", "groups"), [(1, 1), (3, 1), (4, 2)])
+def test_nothing_is_searched_in_what_is_no_number(
+    captioner: PrefixCaptioner, monkeypatch: pytest.MonkeyPatch, value: float, beams: int, groups: int
+) -> None:
+    """The logits of one row break after its first word; other images' captions are not handed out either."""
+    _ = captioner.shares_prefix  # found out by steps too
+    plain, steps = captioner.step, []
+
+    def breaks(state: Any, tokens: Tensor) -> Any:
+        readout, state = plain(state, tokens)
+        steps.append(len(tokens))
+        logits = readout.logits.clone()
+        logits[-1, EOS] = value
+        state.readout = Readout(logits)
+        return readout, state
+
+    monkeypatch.setattr(captioner, "step", breaks)
+    with pytest.raises(WorkFailed, match=r"logits = nan.*weights or features are not finite"):
+        beam_search(captioner, pictures(20), beam_size=beams, groups=groups, diversity=0.5, max_length=LIMIT)
+    assert len(steps) == 1

@@ -107,7 +107,9 @@ def test_blocks_of_words_draw_what_all_words_draw(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(draw_module, "_BYTES", 64 * 4 * 256)
         parts = draw_module.draw(of, uniforms, 0.8, greedy)
         monkeypatch.undo()
-        exact_logits = of.to(torch.float64).logits
+        assert of.weight is not None
+        assert of.bias is not None
+        exact_logits = Readout(of.hidden.double(), of.weight.double(), of.bias.double()).logits
         chances = torch.softmax(exact_logits / 0.8, dim=1)
         slow = torch.searchsorted(chances.cumsum(1), uniforms.double()[:, None], right=True)[:, 0]
         slow = torch.where(greedy, of.logits.argmax(1), slow)
@@ -136,8 +138,9 @@ def test_blocks_of_words_that_cannot_be_are_never_drawn(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("leading", [-torch.inf, -300.0, 0.0])
-def test_words_that_are_far_likelier_than_the_first_ones(leading: float) -> None:
+def test_words_that_are_far_likelier_than_the_first_ones(monkeypatch: pytest.MonkeyPatch, leading: float) -> None:
     """The first words give the shift: where others exceed it by more than float32's range, it is looked for again."""
+    monkeypatch.setattr(draw_module, "_BYTES", 40 * 4 * 128)  # the likely words lie in later blocks
     torch.manual_seed(0)
     logits = 3 * torch.randn(40, 3000) + 200
     logits[:, :2600] = leading
@@ -158,8 +161,21 @@ def test_the_output_layer_is_not_written_over() -> None:
     assert torch.equal(logits, kept)
 
 
-def test_nothing_is_drawn_from_what_is_no_number() -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("word", [7, 130, 299])
+def test_nothing_is_chosen_from_what_is_no_number(monkeypatch: pytest.MonkeyPatch, value: float, word: int) -> None:
+    """In the first, a middle and the last block of words; drawn, greedy beside drawn ones, greedy alone."""
+    monkeypatch.setattr(draw_module, "_BYTES", 9 * 4 * 128)
     logits = torch.randn(9, 300)
-    logits[4, 7] = torch.nan
-    with pytest.raises(WorkFailed, match=r"logits = nan"):
-        draw(logits, numbers(9))
+    logits[4, word] = value
+    for greedy in (None, torch.arange(9) == 4):
+        with pytest.raises(WorkFailed, match=r"logits = nan"):
+            draw(logits, numbers(9), greedy=greedy)
+    with pytest.raises(WorkFailed, match=r"logits = nan.*weights or features are not finite"):
+        likeliest(Readout(logits))
+
+
+def test_words_that_cannot_be_are_numbers_enough() -> None:
+    logits = torch.full((2, 300), -torch.inf)
+    logits[:, 200] = 1.0
+    assert likeliest(Readout(logits)).tolist() == [200, 200]

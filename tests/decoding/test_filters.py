@@ -75,4 +75,3 @@ def test_what_makes_no_sense_is_refused() -> None:
     for wrong in ({"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_length": -2}, {"no_repeat_ngram": -1}):
         with pytest.raises(Refused, match=next(iter(wrong))):
             Filters(**wrong)  # type: ignore[arg-type]
-    assert Filters().none

@@ -112,6 +112,17 @@ def test_a_file_name_with_a_folder_in_front_is_found_in_that_folder(tmp_path: Pa
         pictures_by_id(["elsewhere/x"], tmp_path / "train2014")
 
 
+def test_no_picture_stands_in_for_another_one(tmp_path: Path) -> None:
+    picture(tmp_path / "cam1" / "0001.jpg")
+    (tmp_path / "cam2").mkdir()  # the folder is there, its picture is not
+    with pytest.raises(DataError, match=r"1 image id\(s\) have no picture.*cam2|images = \['2'\]"):
+        pictures_by_id(["1", "2"], tmp_path, {"1": "cam1/0001.jpg", "2": "cam2/0001.jpg"})
+    with pytest.raises(DataError, match=r"0001.jpg and train2014/0001.jpg are one picture"):
+        pictures_by_id(["1", "2"], tmp_path, {"1": "0001.jpg", "2": "train2014/0001.jpg"})
+    one = tmp_path / "cam1" / "0001.jpg"
+    assert pictures_by_id(["1", "2"], tmp_path, {"1": "0001.jpg", "2": "0001.jpg"}) == {"1": one, "2": one}
+
+
 def test_file_names_of_annotations(tmp_path: Path) -> None:
     file = tmp_path / "refs.json"
     file.write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}, {"id": 8}], "annotations": []}))

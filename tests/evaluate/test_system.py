@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from raycap.data.images import open_image
+from raycap.decoding.filters import Filters
 from raycap.errors import CheckpointError, Refused
 from raycap.evaluate.system import Decoding, System, pick_device
 from raycap.models.clip import Clip
@@ -31,6 +32,12 @@ def system(tiny_run: TinyRun) -> System:
         ({"kind": "sample", "temperature": 0.0}, "temperature"),
         ({"kind": "sample", "temperature": float("nan")}, "temperature"),
         ({"kind": "greedy", "num_captions": 2}, "num_captions"),
+        ({"kind": "beam", "beam_size": 2, "num_captions": 3}, "num_captions"),
+        ({"kind": "beam", "beam_size": 3, "beam_groups": 2}, "beam_groups"),
+        ({"kind": "beam", "length_penalty": float("inf")}, "length_penalty"),
+        ({"kind": "beam", "diversity": float("nan")}, "diversity"),
+        ({"kind": "beam", "filters": Filters(top_p=0.5)}, "top_p"),
+        ({"kind": "greedy", "filters": Filters(top_k=2)}, "top_k"),
     ],
 )
 def test_a_decoding_that_makes_no_sense_is_refused(values: dict, key: str) -> None:

@@ -193,6 +193,26 @@ def test_lm_and_encoder_weights_travel(tmp_path: Path, pretrained: Path, tuning:
     assert same(load_captioner(export_captioner(moved, tmp_path / "again")), captioner)
 
 
+def test_weights_that_cannot_be_read_are_named(
+    tmp_path: Path, make_captioner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raycap.models.tokenizer import WordTokenizer
+
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"")
+    recipe = load_recipe("flickr8k", [f"features.weights={weights}"], {})
+    about = {"run": "x", "recipe": recipe.model_dump(mode="json")}
+    save_captioner(tmp_path / "run" / "best", make_captioner(tokenizer=WordTokenizer(["dog"])), about)
+
+    def forbidden(source: str, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", source)  # root, whom CI may run as, reads everything
+
+    monkeypatch.setattr(shutil, "copyfile", forbidden)
+    with pytest.raises(CheckpointError, match=r"features\.weights = .*weights\.pth.*Permission denied"):
+        export_captioner(tmp_path / "run", tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
 def test_a_readme_says_what_must_be_installed(tmp_path: Path, make_captioner: Any) -> None:
     from raycap.models.tokenizer import WordTokenizer
 

@@ -1,4 +1,4 @@
-"""LSTM captioners: the four verbs agree with each other and with a slow loop."""
+"""LSTM captioners: the four verbs agree with each other, and with the papers' equations row by row."""
 
 from __future__ import annotations
 
@@ -26,6 +26,66 @@ def build(kind: str, features: str, **config: float) -> LSTMCaptioner:
 
 def pictures(features: str, count: int) -> Tensor:
     return torch.randn(count, *([9, 8] if features == "grid" else [8]), generator=torch.Generator().manual_seed(1))
+
+
+def slowly(captioner: LSTMCaptioner, picture: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """One caption word by word over the bare weights: logits [T, V] in front of each word, and looks [T, G].
+
+    The image a, cells aᵢ; then of each word (Xu et al. 2015, sec. 3.1 and 4.2; Tanti et al. 2017 for merge):
+    αᵢ = softmax(pᵀ tanh(aᵢ + W h)), z = σ(gate h) · Σ αᵢ aᵢ, h = LSTM([word, z]), said = tanh(L h + C z + word);
+    merge: h = LSTM(word), said = relu(L (a + h)).
+    """
+    weights = captioner.state_dict()
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return weights[f"{name}.weight"] @ x + weights.get(f"{name}.bias", torch.zeros(()))
+
+    def lstm(x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        gates = (weights["cell.weight_ih"] @ x + weights["cell.bias_ih"]
+                 + weights["cell.weight_hh"] @ h + weights["cell.bias_hh"])  # fmt: skip
+        enter, keep, new, show = gates.chunk(4)
+        c = keep.sigmoid() * c + enter.sigmoid() * new.tanh()
+        return show.sigmoid() * c.tanh(), c
+
+    looks_for = captioner.config.kind == "attention"
+    raw = [picture] if picture.dim() == 1 else [picture.mean(dim=0)] if not looks_for else list(picture)
+    cells = [linear("image", x).relu() for x in raw]
+    h = c = torch.zeros(captioner.config.width)
+    if looks_for:
+        h, c = linear("begin", sum(cells) / len(cells)).tanh().chunk(2)  # type: ignore[arg-type]
+    logits, looks = [], []
+    for word in [weights["start"], *(weights["words.weight"][token] for token in ids[:-1])]:
+        if looks_for:
+            near = torch.stack([linear("pointer", (cell + linear("where", h)).tanh())[0] for cell in cells])
+            share = near.exp() / near.exp().sum()
+            seen = sum(a * cell for a, cell in zip(share, cells, strict=True)) * linear("gate", h).sigmoid()
+            h, c = lstm(torch.cat([word, seen]), h, c)
+            said = (linear("hidden", h) + linear("context", seen) + word).tanh()
+            looks.append(share)
+        else:
+            h, c = lstm(word, h, c)
+            said = linear("hidden", cells[0] + h).relu()
+            looks.append(torch.zeros(0))
+        logits.append(linear("out", said))
+    return torch.stack(logits), torch.stack(looks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "features"), CASES)
+def test_steps_and_scores_are_those_of_the_equations(kind: str, features: str) -> None:
+    captioner, shown = build(kind, features), pictures(features, 3)
+    tokens = torch.randint(2, 20, (6, 5), generator=torch.Generator().manual_seed(2))
+    slow = [slowly(captioner, shown[row // 2], tokens[row].tolist()) for row in range(6)]
+    logits, looks = (torch.stack(each) for each in zip(*slow, strict=True))
+    conditioning = captioner.encode(shown)
+    state = captioner.prefill(conditioning).repeat(2)
+    for position in range(5):
+        torch.testing.assert_close(state.readout.logits, logits[:, position], rtol=0, atol=1e-4)
+        torch.testing.assert_close(state.looked, looks[:, position], rtol=0, atol=1e-5)
+        _, state = captioner.step(state, tokens[:, position])
+    expected = torch.log_softmax(logits, dim=2).gather(2, tokens[:, :, None])[:, :, 0]
+    torch.testing.assert_close(captioner.score(conditioning, tokens, torch.ones(6, 5)), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(captioner.attention(conditioning, tokens), looks, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "features"), CASES)

@@ -12,6 +12,7 @@ from torch import Tensor
 from raycap.errors import RecipeError
 from raycap.models import prefix as prefix_module
 from raycap.models.build import new_captioner
+from raycap.models.precision import computing_in
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig, token_logprobs
 from raycap.models.tokenizer import WordTokenizer
 from raycap.recipe import CaptionerRecipe
@@ -58,15 +59,20 @@ def gradients(captioner: PrefixCaptioner, value: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("lm", "features", "mapping"), CASES)
-@pytest.mark.parametrize("bucket", [1, 32])
+@pytest.mark.parametrize(
+    ("shares", "bucket", "temperature"),
+    [(True, 32, 1.0), (True, 32, 1.3), (False, 1, 1.3), (False, 32, 1.0)],
+    ids=["shared", "shared, warm", "prefixes copied, four buckets, warm", "prefixes copied"],
+)
 def test_scores_and_gradients_equal_the_naive_forward(
-    make_captioner: MakeCaptioner, monkeypatch: pytest.MonkeyPatch, lm: str, features: str, mapping: str, bucket: int
-) -> None:
+    make_captioner: MakeCaptioner, monkeypatch: pytest.MonkeyPatch, lm: str, features: str, mapping: str, shares: bool,
+    bucket: int, temperature: float,
+) -> None:  # fmt: skip
     monkeypatch.setattr(prefix_module, "_BUCKET", bucket)
     captioner = make_captioner(lm, features=features, mapping=mapping)
+    captioner._shares_prefix = shares
     shown, (tokens, mask) = pictures(features, 4), captions(12)
     direction = torch.randn(12, 7, generator=torch.Generator().manual_seed(3))
-    temperature = 1.3 if bucket == 1 else 1.0
     slow = naive(captioner, shown, tokens, mask, temperature)
     fast = captioner.score(captioner.encode(shown), tokens, mask, temperature)
     assert fast.dtype == torch.float32
@@ -81,35 +87,86 @@ def test_scores_and_gradients_equal_the_naive_forward(
     assert max(mapped) > 1e-3
 
 
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 32}
+# Prefix and captions take eleven places, the trial takes six: windows of seven are not felt there.
 OTHERS: dict[str, dict[str, Any]] = {
-    "mistral": {"num_key_value_heads": 2, "intermediate_size": 32},
-    "qwen2": {"num_key_value_heads": 2, "intermediate_size": 32},
+    "mistral": {**GROUPED, "sliding_window": 48},
+    "mistral, looking back 7": {**GROUPED, "sliding_window": 7},
+    "mistral, looking back less than its prefix": {**GROUPED, "sliding_window": 3},
+    "qwen2": {**GROUPED, "sliding_window": 7, "use_sliding_window": False},
+    "qwen2, looking back 7": {**GROUPED, "sliding_window": 7, "use_sliding_window": True, "max_window_layers": 1},
     "gemma": {"num_key_value_heads": 1, "intermediate_size": 32, "head_dim": 4},
     "gemma2": {"num_key_value_heads": 1, "intermediate_size": 32, "head_dim": 4},  # caps its attention and its logits
+    "gemma3_text": {**GROUPED, "head_dim": 4, "sliding_window": 64},
+    "gemma3_text, looking back 7": {**GROUPED, "head_dim": 4, "sliding_window": 7, "sliding_window_pattern": 2},
+    "llama4_text": {**GROUPED, "intermediate_size_mlp": 32, "head_dim": 4, "num_local_experts": 2, "moe_layers": [],
+                    "attention_chunk_size": 7},
+    "deepseek_v3": {"num_key_value_heads": 4, "intermediate_size": 32, "q_lora_rank": None, "kv_lora_rank": 8,
+                    "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 6, "first_k_dense_replace": 2},
     "gpt_neox": {"intermediate_size": 32},
     "phi": {"intermediate_size": 32},
     "bloom": {"n_layer": 2, "n_head": 4},  # its own attention, by distance
     "opt": {"ffn_dim": 32, "word_embed_proj_dim": 16},
     "falcon": {},
-}
+}  # fmt: skip
+OF_THEIR_OWN = ("gemma2", "llama4_text", "bloom", "opt", "falcon")
 
 
-@pytest.mark.parametrize("model_type", OTHERS)
-def test_other_lms_score_and_decode_as_one_forward_does(make_captioner: MakeCaptioner, model_type: str) -> None:
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_lms_score_and_decode_as_one_forward_does(make_captioner: MakeCaptioner, name: str) -> None:
     """Whether an LM shares its prefixes is found out by trying: it must come out right either way."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 48}
-    captioner = make_captioner(lm_config={"model_type": model_type, **sizes, **OTHERS[model_type]}, spread=0.3)
+    lm = {"model_type": name.partition(",")[0], **sizes, **OTHERS[name]}
+    captioner = make_captioner(lm_config=lm, spread=0.3)
     shown, (tokens, mask) = pictures("grid", 3), captions(6)
     with torch.no_grad():
         conditioning = captioner.encode(shown)
         scores = captioner.score(conditioning, tokens, mask)
         torch.testing.assert_close(scores, naive(captioner, shown, tokens, mask, 1.0), rtol=0, atol=1e-4)
         state = captioner.prefill(conditioning).repeat(2)
-        for position in range(4):
+        for position in range(7):
             picked = torch.log_softmax(state.readout.logits, dim=1).gather(1, tokens[:, position, None])[:, 0]
             torch.testing.assert_close(picked * mask[:, position], scores[:, position], rtol=0, atol=1e-4)
             _, state = captioner.step(state, tokens[:, position])
-    assert captioner.shares_prefix == (model_type not in ("gemma2", "bloom", "opt", "falcon"))
+    assert captioner.shares_prefix == (name not in OF_THEIR_OWN and "looking back" not in name)
+
+
+@pytest.mark.parametrize("lm", ["gpt2", "llama"])
+def test_whether_prefixes_are_shared_does_not_hang_on_autocast(make_captioner: MakeCaptioner, lm: str) -> None:
+    """Its products are off by more than a float32 LM may be: who asks first inside must hear the same."""
+    captioner, (tokens, mask) = make_captioner(lm), captions(4)
+    with computing_in(torch.bfloat16, torch.device("cpu")):
+        captioner.score(captioner.encode(pictures("grid", 4)), tokens, mask)
+    assert captioner.shares_prefix
+
+
+def test_an_lm_that_does_not_number_its_layers_shares_no_prefix(make_captioner: MakeCaptioner) -> None:
+    captioner = make_captioner("llama")
+    for layer in captioner.lm.model.layers:  # type: ignore[union-attr]
+        del layer.self_attn.layer_idx
+    assert captioner.shares_prefix is False
+
+
+@pytest.mark.parametrize(("error", "ends"), [(torch.OutOfMemoryError, True), (KeyboardInterrupt, True),
+                                             (RuntimeError, False), (IndexError, False)])  # fmt: skip
+def test_a_trial_that_was_cut_short_is_made_again(
+    make_captioner: MakeCaptioner, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], ends: bool
+) -> None:
+    """No room says nothing of the LM; what its attention raises does."""
+    captioner = make_captioner()
+
+    def fails(*arguments: Any) -> Any:
+        raise error("planted")
+
+    monkeypatch.setattr(captioner, "step", fails)
+    if ends:
+        with pytest.raises(error):
+            _ = captioner.shares_prefix
+    else:
+        assert captioner.shares_prefix is False
+    monkeypatch.undo()
+    assert captioner._shares_prefix is (None if ends else False)
+    assert captioner.shares_prefix == ends
 
 
 @pytest.mark.parametrize("lm", ["gpt2", "llama"])

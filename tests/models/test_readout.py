@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raycap.models.readout import Readout, readout_logprobs
+from raycap.models.precision import computing_in
+from raycap.models.readout import Readout, placed, readout_logprobs
 
 ROWS, WIDTH, WORDS = 23, 6, 50
 
@@ -32,6 +33,36 @@ def test_chunks_change_neither_values_nor_gradients(bias: bool, temperature: flo
     torch.testing.assert_close(fast.double(), slow, rtol=0, atol=1e-5)
     for got, want in zip(torch.autograd.grad((fast * direction).sum(), parts), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_chunks_in_bfloat16_add_up(dtype: torch.dtype) -> None:
+    """Three thousand gradients of one sign: a sum in bfloat16 stops growing when it is 256 times one of them.
+
+    The parameters are float32 under autocast, or bfloat16 themselves.
+    """
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.rand(3000, WIDTH, generator=draw), 0.1 * torch.randn(WORDS, WIDTH, generator=draw)
+    parts = [part.bfloat16().to(dtype).requires_grad_() for part in (hidden, weight, torch.zeros(WORDS))]
+    tokens = torch.arange(3000) % 3
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    slow = torch.log_softmax(exact[0] @ exact[1].T + exact[2], dim=1)[torch.arange(3000), tokens]
+    with computing_in(torch.bfloat16, torch.device("cpu")):
+        fast = readout_logprobs(Readout(*parts), tokens, chunk=2 * WORDS)
+    expected, got = torch.autograd.grad(slow.sum(), exact), torch.autograd.grad(fast.sum(), parts)
+    for one, other in zip(expected, got, strict=True):
+        assert other.dtype == dtype
+        assert float((other - one).abs().max()) < 0.01 * float(one.abs().max())
+
+
+def test_numbers_are_put_in_their_places() -> None:
+    wanted = torch.tensor([[True, False, True], [False, False, True]])
+    picked = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    made = placed(picked, wanted)
+    assert made.tolist() == [[1, 0, 2], [0, 0, 3]]
+    (made * torch.arange(6.0).view(2, 3)).sum().backward()
+    assert picked.grad is not None
+    assert picked.grad.tolist() == [0, 2, 5]
 
 
 def test_what_needs_no_gradient_gets_none() -> None:

@@ -183,6 +183,32 @@ def test_a_control_that_was_interrupted_goes_on_for_the_steps_that_were_recorded
     assert (steps > 10) == recorded, "a slow machine does fewer steps in the seconds, unless their number is known"
 
 
+def test_a_record_of_an_older_raycap_is_a_guess(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wrote down what it planned, with the seconds, before it had measured anything."""
+    monkeypatch.setattr(mle, "time", Clock())
+    record = tmp_path / "control.json"
+    record.write_text('{"steps": 3, "seconds": 48.0}')
+    done = train(FolderJournal(tmp_path / "run"), control=Control(steps=3, seconds=48.0, record=record))
+    assert done["steps"] > 10
+    assert json.loads(record.read_text()) == {"steps": done["steps"]}
+
+
+@pytest.mark.parametrize(("seen_by", "steps"), [(0, 5), (1, 0)])
+def test_ranks_go_by_the_record_that_the_first_one_sees(
+    train: Train, tmp_path: Path, make_captioner: MakeCaptioner, tiny: TinyData, on_ranks: Any, seen_by: int, steps: int
+) -> None:
+    """A slow storage shows it to one of them; seconds that are over end the run where rank 0 has no number."""
+    (tmp_path / f"control-{seen_by}.json").write_text('{"steps": 5}')
+
+    def learn(group: Any) -> int:
+        control = Control(steps=3, seconds=1e-9, record=tmp_path / f"control-{group.rank}.json")
+        journal = (Nowhere if group.rank else FolderJournal)(tmp_path / f"rank-{group.rank}")
+        captioner = make_captioner(tokenizer=tiny.tokenizer, lm_config=PLAIN)
+        return int(train(journal, captioner, control=control, group=group)["steps"])
+
+    assert on_ranks(2, learn) == [steps, steps]
+
+
 def test_a_run_whose_gradient_is_not_finite_ends_and_keeps_what_it_had(train: Train, tmp_path: Path) -> None:
     with pytest.raises(WorkFailed, match=r"not finite.*lower mle\.lr"):
         train(FolderJournal(tmp_path), lr=1e30, warmup_steps=0)

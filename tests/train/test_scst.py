@@ -56,11 +56,12 @@ Train = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterRecipe) -> Train:
-    """train(journal, captioner=new, component=Bandit(), looks=None, max_length=6, seed=0, reward={}, **recipe)."""
+    """train(journal, captioner=new, component=Bandit(), looks=None, max_length=6, seed=0, reward={}, precision={},
+    **recipe)."""
 
     def run(
         journal: Journal, captioner: PrefixCaptioner | None = None, component: Any = None, looks: Any = None,
-        max_length: int = 6, seed: int = 0, reward: Any = None, **given: Any,
+        max_length: int = 6, seed: int = 0, reward: Any = None, precision: Any = None, **given: Any,
     ) -> dict[str, Any]:  # fmt: skip
         values = {"steps": 6, "batch_size": 6, "lease_size": 4, "num_samples": 3, "lr": 1e-3, "select_every": 2}
         recipe = SCSTRecipe(**{**values, "collapse_share": 0, **given})
@@ -72,7 +73,7 @@ def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterReci
         mix = Mix({"bandit": RewardRecipe(**(reward or {}))}, recipe.steps)
         return train_scst(
             captioner, schedule, tiny.grid, {"bandit": component or Bandit()}, mix, validator, recipe, one_thread,
-            max_length=max_length, seed=seed, journal=journal,
+            max_length=max_length, seed=seed, journal=journal, **(precision or {}),
         )  # fmt: skip
 
     return run
@@ -150,6 +151,19 @@ def test_scheduled_weights_and_the_watch_survive_an_interruption(
     else:  # the look before the first step sets the mark, the one after it finds nothing better
         assert weights == [1.0, *[0.25] * 5]
         assert [r["weights_switched"] for r in steps(tmp_path / "cut") if "weights_switched" in r] == [{"bandit": 0.25}]
+
+
+def test_learning_and_generating_have_a_type_each(train: Train, tmp_path: Path) -> None:
+    """Where their types differ the ratio says so; a learner of another type is told the same captions."""
+    half = {"learner": {"precision": torch.bfloat16}, "rollout": {"rollout_precision": torch.bfloat16}}
+    first = {}
+    for name, types in {"neither": {}, **half}.items():
+        train(FolderJournal(tmp_path / name), steps=1, precision=types)
+        first[name] = steps(tmp_path / name)[0]
+    assert first["neither"]["ratio_max_error"] < 1e-4
+    assert min(first[name]["ratio_max_error"] for name in half) > 1e-3
+    assert first["learner"]["rollouts"] == first["neither"]["rollouts"]
+    assert first["learner"]["grad_norm"] != first["neither"]["grad_norm"]
 
 
 def test_a_weight_of_0_teaches_nothing(train: Train, tmp_path: Path) -> None:

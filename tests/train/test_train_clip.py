@@ -171,9 +171,14 @@ def test_recall_by_hand() -> None:
     clip: Any = Fake()
     shown = torch.arange(7).view(7, 1, 1, 1).half()
     got = _recall(clip, shown, ["x"] * 7)
-    # own captions' ranks: 0, 1, 1, 0, 0, 0, and 6: all others are as good as 0 against −1
-    assert got == {"recall_at_1": pytest.approx(4 / 7), "recall_at_5": pytest.approx(6 / 7)}
+    # four are first; two are one of six equal ones behind the first; of the last all others are better, 0 against −1
+    assert got == {"recall_at_1": pytest.approx(4 / 7), "recall_at_5": pytest.approx((4 + 2 * 4 / 6) / 7)}
     assert _recall(clip, shown[:0], []) == {}
+    texts[3] = np.nan
+    with pytest.raises(WorkFailed, match=r"NaN or infinity.*lower clip\.train\.lr"):
+        _recall(clip, shown, ["x"] * 7)
+    texts[:] = texts[0]
+    assert _recall(clip, shown, ["x"] * 7)["recall_at_1"] == pytest.approx(1 / 7), "captions that say nothing: chance"
 
 
 def test_pictures_are_loaded_as_the_model_takes_them(pictures: dict[str, Path]) -> None:
