@@ -6,17 +6,21 @@ end them: about 11 tokens, EOS included, 20 at most. Whatever else a token costs
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from raycap.models.lstm import LSTMCaptioner, LSTMConfig
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig
+from raycap.models.products import OneDNNConv1D, OneDNNHead, OneDNNLinear, pieces
 from raycap.models.readout import Readout
 
 LIMIT, MEAN, PREFIX = 20, 11.0, 10
@@ -91,10 +95,23 @@ def prescribed(images: int, group: int) -> Tensor:
     return torch.from_numpy(np.clip(np.rint(draws.normal(MEAN, 3.0, (images, group))), 4, LIMIT).astype(np.int64))
 
 
+def plain(captioner: PrefixCaptioner) -> PrefixCaptioner:
+    """A copy whose layers are torch's and transformers' own."""
+    copied = copy.deepcopy(captioner)
+    for layer in copied.modules():
+        if isinstance(layer, OneDNNLinear | OneDNNHead | OneDNNConv1D):
+            layer.__class__ = Conv1D if isinstance(layer, Conv1D) else torch.nn.Linear
+    return copied
+
+
 def hugging_face(
     captioner: PrefixCaptioner, features: Tensor, lengths: Tensor, samples: int
 ) -> Callable[[], tuple[Tensor, Tensor]]:
-    """The obvious script: `generate` for the greedy captions, and once more for the samples; tokens of both."""
+    """The obvious script: `generate` for the greedy captions, and once more for the samples; tokens of both.
+
+    Args:
+        captioner: a `plain` one.
+    """
     from transformers import LogitsProcessor, LogitsProcessorList
 
     lm, eos = captioner.lm, captioner.tokenizer.eos_id
@@ -153,6 +170,10 @@ class Prescribed:
         self.captioner, self.lengths, self.tokenizer = captioner, lengths, captioner.tokenizer
         self.begun = 0
         self._weight: Tensor | None = None
+        self._ready: list[Tensor] | None = None
+
+    def decoding(self) -> AbstractContextManager[None]:
+        return self.captioner.decoding()
 
     def next_lengths(self, images: int) -> Tensor:
         first, self.begun = self.begun, self.begun + images
@@ -165,8 +186,9 @@ class Prescribed:
             listens = torch.zeros(readout.words, 1, device=readout.weight.device, dtype=readout.weight.dtype)
             listens[self.tokenizer.eos_id] = FORCE
             self._weight = torch.cat([readout.weight, listens], dim=1)
+            self._ready = pieces(self._weight)
         ends = torch.where(left == 1, 1.0, -1.0).to(readout.hidden.dtype)
-        return Readout(torch.cat([readout.hidden, ends[:, None]], dim=1), self._weight, readout.bias)
+        return Readout(torch.cat([readout.hidden, ends[:, None]], dim=1), self._weight, readout.bias, self._ready)
 
     def encode(self, features: Tensor) -> Any:
         return self.captioner.encode(features)

@@ -15,6 +15,7 @@ gradients computed) and `scoring_peak_ratio` (K = 16 over K = 1). Lengths of cap
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from language_models import BUILD, LIMIT, Prescribed, hugging_face, prescribed
+from language_models import BUILD, LIMIT, Prescribed, hugging_face, plain, prescribed
 from torch import Tensor
 
 from raycap.data.features import FeatureStore, write_meta, write_shard
@@ -109,7 +110,8 @@ class Task:
         self.learner = Learner(captioner, FeatureStore.open(folder), self.recipe, {"cider": 1.0})
         self.lease = Lease(0, 0, tuple(Prompt(i, n) for n, i in enumerate(self.ids)))
         self.features = torch.from_numpy(self.shown).to(device)
-        self.adam = torch.optim.Adam(captioner.parameters(), lr=1e-5, fused=True)
+        self.plain = plain(captioner)
+        self.adam = torch.optim.Adam(self.plain.parameters(), lr=1e-5, fused=True)
 
     def step(self, number: int) -> dict[str, float]:
         """Ours; seconds by part."""
@@ -138,7 +140,7 @@ class Task:
     def obvious_step(self) -> dict[str, float]:
         """Theirs; seconds by part."""
         marks = [self._now()]
-        made: list[Tensor] = hugging_face(self.captioner, self.features, self.lengths, self.samples)()
+        made: list[Tensor] = hugging_face(self.plain, self.features, self.lengths, self.samples)()
         marks.append(self._now())
         sampled, greedy = (self._obvious_rewards(tokens) for tokens in made[::-1])
         advantages = torch.from_numpy(sampled.reshape(-1, self.samples) - greedy[:, None]).float().to(self.device)
@@ -157,8 +159,8 @@ class Task:
         return np.asarray(scores)
 
     def _obvious_update(self, tokens: Tensor, advantages: Tensor) -> None:
-        lm = self.captioner.lm
-        prefix = self.captioner.encode(self.features).repeat_interleave(self.samples, dim=0)
+        lm = self.plain.lm
+        prefix = self.plain.encode(self.features).repeat_interleave(self.samples, dim=0)
         embedded = torch.cat([prefix, lm.get_input_embeddings()(tokens)], dim=1)
         logits = lm(inputs_embeds=embedded, use_cache=False).logits[:, prefix.shape[1] - 1 : -1]
         picked = torch.log_softmax(logits, dim=-1).gather(2, tokens[:, :, None])[:, :, 0]
@@ -166,7 +168,7 @@ class Task:
         loss = -(advantages[:, None] * picked * (before == 0)).sum() / len(tokens)
         self.adam.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.captioner.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.plain.parameters(), 1.0)
         self.adam.step()
 
     def scoring_peak(self) -> int:
@@ -197,6 +199,7 @@ def _peak_of(work: Callable[[], object], device: str) -> int:
         held = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - held
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept is not held
     held = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     work()

@@ -75,6 +75,18 @@ def beam_captions(
     """
     if groups < 1 or beam_size % groups:
         raise Refused("expected a divisor of beam_size", key="groups", value=groups, remedy=f"beam_size = {beam_size}")
+    with captioner.decoding():
+        done = _search(captioner, features, beam_size, max_length, length_penalty, groups, diversity, filters)
+    decode = captioner.tokenizer.decode
+    ranked = [sorted((h for group in of_image for h in group.found), key=lambda h: -h[0]) for of_image in done]
+    return [[(decode(ids), score) for score, ids in of_image] for of_image in ranked]
+
+
+def _search(
+    captioner: Captioner, features: Tensor, beam_size: int, max_length: int, length_penalty: float, groups: int,
+    diversity: float, filters: Filters | None,
+) -> list[list[_Done]]:  # fmt: skip
+    """The hypotheses of each image and group."""
     batch, eos = features.shape[0], captioner.tokenizer.eos_id
     size = beam_size // groups
     state = captioner.prefill(captioner.encode(features)).repeat(beam_size)
@@ -118,9 +130,7 @@ def beam_captions(
     for n, image in enumerate(open_images):
         for group, of_group in enumerate(done[image]):
             _collect_running(of_group, tokens[n, group], running[n, group], length_penalty)
-    decode = captioner.tokenizer.decode
-    ranked = [sorted((h for group in of_image for h in group.found), key=lambda h: -h[0]) for of_image in done]
-    return [[(decode(ids), score) for score, ids in of_image] for of_image in ranked]
+    return done
 
 
 def _advance(

@@ -145,8 +145,8 @@ def _blocks(readout: Readout, over: float = 1.0) -> Iterator[tuple[int, Tensor]]
     width = words if readout.hidden.device.type != "cpu" else max(BLOCK, _BYTES // (4 * rows) // BLOCK * BLOCK)
     ahead = readout.weight is not None and readout.hidden.dtype == torch.float32  # cheaper there, and exact enough
     readout = readout.over(over) if ahead else readout
-    for start in range(0, words, width):
-        logits = readout.block(start, min(start + width, words)).float()
+    for start, found in readout.blocks(width):
+        logits = found.float()
         yield start, logits if ahead else logits / over
 
 

@@ -60,14 +60,23 @@ def generate(
     batch, group = features.shape[0], num_samples + int(greedy)
     rows = _Rows(_uniforms(batch, positions, num_samples, greedy, max_length, seed, step), num_samples, greedy,
                  captioner.tokenizer.pad_id, features.device)  # fmt: skip
-    waiting = _Waiting(captioner, features, group, rows_at_once)
+    with captioner.decoding():
+        _walk(captioner, rows, _Waiting(captioner, features, group, rows_at_once), rows_at_once, temperature, filters)
+    return rows.result(captioner, batch, num_samples, greedy)
+
+
+def _walk(
+    captioner: Captioner, rows: _Rows, waiting: _Waiting, rows_at_once: int, temperature: float,
+    filters: Filters | None,
+) -> None:  # fmt: skip
+    """Token by token until all rows have ended and no image waits."""
     state, alive = _filled(*waiting.next(rows_at_once), rows.none)
     while True:
         tokens, over = rows.choose(alive, state.readout, temperature, captioner.tokenizer.eos_id, filters)
         dead = int(over.sum())
         if dead == len(over):
             if waiting.done:
-                return rows.result(captioner, batch, num_samples, greedy)
+                return
             state, alive = _filled(*waiting.next(rows_at_once), rows.none)
             continue
         if dead >= _DEAD_SHARE * len(over) or rows.is_at_the_limit(alive[over]):

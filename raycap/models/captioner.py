@@ -6,6 +6,7 @@ a region transformer go through the same engine.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +47,10 @@ class Captioner(Protocol):
     """From features to captions. N = rows = B images · K captions each, rows of an image as neighbours."""
 
     tokenizer: Tokenizer
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """Entered while captions are made: weights do not change inside, there are no gradients."""
+        ...
 
     def encode(self, features: Tensor) -> Any:
         """Conditioning of B images from their features (pooled [B, D] or grid [B, G, D])."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raycap.errors import RecipeError
 from raycap.models.captioner import image_of_rows
+from raycap.models.products import use_onednn
 from raycap.models.readout import Readout, placed, readout_logprobs
 from raycap.models.seeing import FeatureConfig, SeesFeatures
 from raycap.models.tokenizer import Tokenizer
@@ -97,6 +98,7 @@ class LSTMCaptioner(SeesFeatures):
             self.pointer = nn.Linear(width, 1, bias=False)
             self.gate = nn.Linear(width, width)
             self.context = nn.Linear(width, width)
+        use_onednn(self, self.out)
 
     def encode(self, features: Tensor) -> Tensor:
         """Features [B, D] or [B, G, D] → what is looked at: [B, 1, W] (merge) or [B, G, W]."""
@@ -126,7 +128,7 @@ class LSTMCaptioner(SeesFeatures):
         """
         said, _ = self._forced(conditioning, tokens)
         wanted = loss_mask > 0
-        picked = readout_logprobs(Readout(said[wanted], self.out.weight, self.out.bias), tokens[wanted], temperature)
+        picked = readout_logprobs(self._readout(said[wanted]), tokens[wanted], temperature)
         return placed(picked, wanted)
 
     def attention(self, conditioning: Tensor, tokens: Tensor) -> Tensor:
@@ -149,7 +151,10 @@ class LSTMCaptioner(SeesFeatures):
 
     def _walk(self, memory: Tensor, image: Tensor, cell: tuple[Tensor, Tensor], words: Tensor) -> LSTMState:
         hidden, looked, cell = self._advance(memory, image, cell, words)
-        return LSTMState(memory, image, cell, Readout(hidden, self.out.weight, self.out.bias), looked)
+        return LSTMState(memory, image, cell, self._readout(hidden), looked)
+
+    def _readout(self, hidden: Tensor) -> Readout:
+        return Readout(hidden, self.out.weight, self.out.bias, getattr(self.out, "ready", None))
 
     def _begin(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         if self.config.kind == "merge":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raycap.errors import RecipeError
 from raycap.models.captioner import image_of_rows
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
+from raycap.models.products import use_onednn
 from raycap.models.readout import Readout, placed, readout_logprobs
 from raycap.models.seeing import FeatureConfig, SeesFeatures
 from raycap.models.shared_attention import NAME, Decode, Prefill, Score, Unsupported, Walk, register, starts_of
@@ -113,6 +114,7 @@ class PrefixCaptioner(SeesFeatures):
             lm.requires_grad_(False)
         elif config.lm_tuning != "full":
             raise RecipeError("expected frozen or full", key="captioner.lm_tuning", value=config.lm_tuning)
+        use_onednn(self, lm.get_output_embeddings())  # type: ignore[operator]
 
     def encode(self, features: Tensor) -> Tensor:
         """Features [B, D] or [B, G, D] → prefix embeddings [B, P, H]."""
@@ -206,7 +208,7 @@ class PrefixCaptioner(SeesFeatures):
 
     def _readout(self, hidden: Tensor) -> Readout:
         head = self.lm.get_output_embeddings()  # type: ignore[operator]
-        return Readout(hidden, head.weight, head.bias)
+        return Readout(hidden, head.weight, head.bias, getattr(head, "ready", None))
 
     @property
     def shares_prefix(self) -> bool:

@@ -6,11 +6,14 @@ blocks of words they stay in the processor's cache.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from raycap.models.products import PIECE, linear, multiply, multiply_laid_out
 
 
 @dataclass
@@ -21,11 +24,13 @@ class Readout:
         hidden: [N, H]; with `weight` None the logits themselves, [N, V].
         weight: [V, H].
         bias: [V].
+        ready: the weight in `products.pieces`, while it is laid out.
     """
 
     hidden: Tensor
     weight: Tensor | None = None
     bias: Tensor | None = None
+    ready: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
@@ -35,8 +40,17 @@ class Readout:
         """V."""
         return self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
 
-    def block(self, start: int, stop: int) -> Tensor:
-        """Logits of the words start .. stop − 1, [N, stop − start]; a view where they are there already."""
+    def blocks(self, width: int) -> Iterator[tuple[int, Tensor]]:
+        """(first word, logits [N, about width]) of all words; views where the logits are there already."""
+        if self.ready is not None:
+            for start, piece in zip(range(0, self.words, PIECE), self.ready, strict=True):
+                bias = None if self.bias is None else self.bias[start : start + PIECE]
+                yield start, multiply_laid_out(self.hidden, piece, bias)
+            return
+        for start in range(0, self.words, width):
+            yield start, self._block(start, min(start + width, self.words))
+
+    def _block(self, start: int, stop: int) -> Tensor:
         if self.weight is None:
             return self.hidden[:, start:stop]
         # Few rows and many words: with the words on the left a processor's product is up to twice as fast.
@@ -46,23 +60,24 @@ class Readout:
     @property
     def logits(self) -> Tensor:
         """All of them, [N, V]."""
-        return self.block(0, self.words)
+        found = [logits for _, logits in self.blocks(self.words)]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def over(self, temperature: float) -> Readout:
         """Of logits / temperature."""
         if temperature == 1.0:
             return self
         bias = None if self.bias is None else self.bias / temperature
-        return Readout(self.hidden / temperature, self.weight, bias)
+        return replace(self, hidden=self.hidden / temperature, bias=bias)
 
     def select(self, rows: Tensor) -> Readout:
-        return Readout(self.hidden.index_select(0, rows), self.weight, self.bias)
+        return replace(self, hidden=self.hidden.index_select(0, rows))
 
     def repeat(self, times: int) -> Readout:
-        return Readout(self.hidden.repeat_interleave(times, dim=0), self.weight, self.bias)
+        return replace(self, hidden=self.hidden.repeat_interleave(times, dim=0))
 
     def join(self, other: Readout) -> Readout:
-        return Readout(torch.cat([self.hidden, other.hidden]), self.weight, self.bias)
+        return replace(self, hidden=torch.cat([self.hidden, other.hidden]))
 
 
 CHUNK = 1 << 24
@@ -134,7 +149,7 @@ class _Chunked(torch.autograd.Function):
             upstream = gradient[part, None] / ctx.temperature
             slope = chances.mul_(-upstream).scatter_add_(1, tokens[part, None], upstream).to(hidden.dtype)
             if of_hidden is not None:
-                torch.mm(slope, weight, out=of_hidden[part])
+                of_hidden[part] = multiply(slope, weight)
             if of_weight is not None and slope.dtype == exact:
                 of_weight.addmm_(slope.T, hidden[part])  # no product beside the sum
             elif of_weight is not None:
@@ -159,5 +174,5 @@ def _parts(count: int, rows: int) -> list[slice]:
 
 
 def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    logits = linear(hidden, weight, bias).float()
     return logits if temperature == 1.0 else logits / temperature

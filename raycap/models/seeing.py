@@ -1,8 +1,9 @@
-"""What every captioner does with frozen features before its first layer: check their shape, pool, crop them."""
+"""What all captioners share: what features they take (shape, pooling, windows), and how they get ready to decode."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from raycap.errors import RecipeError
 from raycap.models.grid import pool_grid, random_windows
+from raycap.models.products import laid_out_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,10 @@ class SeesFeatures(nn.Module):
     """Base of captioners: their config says what features they take."""
 
     config: FeatureConfig
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """While captions are made, and weights do not change: products take weights that are laid out once."""
+        return laid_out_once(self)
 
     def cells(self, features: Tensor) -> Tensor:
         """Features [B, D] or [B, G, D] as the captioner takes them: a grid pooled to `grid_size`² cells.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from raycap.models import products
 from raycap.models.precision import computing_in
 from raycap.models.readout import Readout, placed, readout_logprobs
 
@@ -89,4 +92,20 @@ def test_rows_are_selected_repeated_and_joined() -> None:
     torch.testing.assert_close(readout.select(rows).logits, whole[rows])
     torch.testing.assert_close(readout.repeat(2).logits, whole.repeat_interleave(2, dim=0))
     torch.testing.assert_close(readout.join(readout.select(rows)).logits, torch.cat([whole, whole[rows]]))
-    torch.testing.assert_close(torch.cat([readout.block(0, 20), readout.block(20, WORDS)], dim=1), whole)
+    blocks = list(readout.blocks(20))
+    assert [start for start, _ in blocks] == list(range(0, WORDS, 20))
+    torch.testing.assert_close(torch.cat([logits for _, logits in blocks], dim=1), whole)
+
+
+def test_a_weight_that_is_laid_out_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "PIECE", 16)
+    monkeypatch.setattr("raycap.models.readout.PIECE", 16)
+    for with_bias in (False, True):
+        plain = Readout(*(values.detach().float() for values in made(bias=with_bias)[0]))
+        assert plain.weight is not None
+        ready = replace(plain, ready=products.pieces(plain.weight))
+        assert ready.ready is not None
+        assert [start for start, _ in ready.blocks(999)] == list(range(0, WORDS, 16))
+        for one, other in ((plain, ready), (plain.over(0.7), ready.over(0.7)), (plain.repeat(2), ready.repeat(2)),
+                           (plain.join(plain), ready.join(ready))):  # fmt: skip
+            torch.testing.assert_close(one.logits, other.logits)
