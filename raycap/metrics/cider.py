@@ -1,4 +1,4 @@
-"""CIDEr-D: consensus of a candidate with its references, tf-idf weighted (Vedantam et al. 2015, section 4 and eq. 6–8).
+"""CIDEr-D: consensus of a candidate with its references, tf-idf weighted (Vedantam et al. 2015, eq. 1–3; CIDEr-D).
 
 What coco-caption prints as "CIDEr" is this CIDEr-D. Document frequencies are a thing of their own, so that training can
 freeze them on the training references and evaluation take them from the evaluated references. The end-of-sequence token
@@ -25,7 +25,8 @@ EOS = "\x04"
 
 @dataclass(frozen=True)
 class DocumentFrequency:
-    """In how many images' reference sets each n-gram occurs. Frozen: looking up adds nothing.
+    """In how many images' reference sets each n-gram occurs (df of Vedantam et al. 2015, eq. 1). Frozen: looking up
+    adds nothing.
 
     Attributes:
         trie: the n-grams.
@@ -44,7 +45,11 @@ class DocumentFrequency:
 
     @classmethod
     def from_references(cls, references: Mapping[str, Sequence[Tokens]], eos: str | None = None) -> DocumentFrequency:
-        """Count over tokenised references (image id → captions)."""
+        """Count over tokenised references (image id → captions).
+
+        Raises:
+            Refused: an image without references.
+        """
         return _frequency_of(index_references(references, eos=eos)[0], eos)
 
     def __getitem__(self, ngram: Sequence[str]) -> int:
@@ -111,6 +116,9 @@ def prepare_training(
 
     df of an n-gram: the number of images whose references hold it, of Vedantam et al. 2015, eq. 1, where
     g = tf · log(N / max(1, df)) weights it.
+
+    Raises:
+        Refused: an image without references.
     """
     index, _ = index_references(references, eos=eos)
     frequency = _frequency_of(index, eos)
@@ -121,7 +129,11 @@ def prepare_references(references: Mapping[str, Sequence[Tokens]], frequency: Do
     """Prepare tokenised references (image id → captions) under given document frequencies.
 
     The weight of an n-gram is g = tf · log(N / max(1, df)), tf its count, as coco-caption has it (Vedantam et al. 2015,
-    eq. 1, without its division by the caption's length, which the cosine takes out again); ‖g‖ is that of eq. 2.
+    eq. 1, without its division by the caption's length: the cosine of eq. 2 does not see it, CIDEr-D's clipping does);
+    ‖g‖ is that of eq. 2.
+
+    Raises:
+        Refused: an image without references.
     """
     index, moved = index_references(references, frequency.trie, frequency.eos)
     counts = np.zeros(index.trie.size, np.int64)
@@ -157,10 +169,10 @@ def cider_d(
     prepared: PreparedReferences,
     finished: Sequence[bool] | None = None,
 ) -> Floats:
-    """CIDEr-D of each candidate c against its image's m references s (Vedantam et al. 2015, eq. 3 and 8).
+    """CIDEr-D of each candidate c against its image's m references s (Vedantam et al. 2015, CIDEr-D; Σ_n as in eq. 3).
 
     (10 / 4m) Σ_n Σ_s exp(−(l_c − l_s)² / 2σ²) · min(gⁿ(c), gⁿ(s)) · gⁿ(s) / (‖gⁿ(c)‖ ‖gⁿ(s)‖), n = 1..4, σ = 6, gⁿ the
-    weights of `prepare_references`, l the number of bigrams.
+    weights of `prepare_references`, l the number of bigrams, as coco-caption has it.
 
     Args:
         candidates: C tokenised captions; several may belong to one image.
@@ -188,7 +200,7 @@ def cider_d(
 def cider_d_corpus(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, Floats]:
     """CIDEr-D as coco-caption's evaluation prints it: document frequencies from the evaluated references.
 
-    The formula of `cider_d` (Vedantam et al. 2015, eq. 3 and 8), and (1/C) Σ of it.
+    The formula of `cider_d` (Vedantam et al. 2015, CIDEr-D), and (1/C) Σ of it.
 
     Args:
         candidates: C tokenised captions.
@@ -196,6 +208,9 @@ def cider_d_corpus(candidates: Sequence[Tokens], references: Sequence[Sequence[T
 
     Returns:
         The corpus score (mean) and float64 [C] per image.
+
+    Raises:
+        Refused: a candidate without references.
     """
     index, _ = index_references({str(number): several for number, several in enumerate(references)})
     return cider_d_of_index(candidates, index)
@@ -204,7 +219,7 @@ def cider_d_corpus(candidates: Sequence[Tokens], references: Sequence[Sequence[T
 def cider_d_of_index(candidates: Sequence[Tokens], index: ReferenceIndex) -> tuple[float, Floats]:
     """`cider_d_corpus` on counted references: candidate i belongs to image number i.
 
-    (Vedantam et al. 2015, eq. 3 and 8; the formula stands at `cider_d`.)
+    (Vedantam et al. 2015, CIDEr-D; the formula stands at `cider_d`.)
     """
     frequency = _frequency_of(index, None)
     scores = _score(candidates, np.arange(len(candidates)), _prepare(index, frequency.counts, frequency))
@@ -220,7 +235,7 @@ def _score(candidates: Sequence[Tokens], image: Ints, prepared: PreparedReferenc
     held, reference = found.held[source], index.entry_reference[entry]
     caption, length, tf = found.caption[held], found.length[held], found.frequency[held]
     tf_reference = index.entry_frequency[entry]
-    # min(tf·idf, tf_r·idf)·tf_r·idf, eq. 8's clipping; an n-gram that occurs tf times comes by tf times: / tf
+    # min(tf·idf, tf_r·idf)·tf_r·idf, CIDEr-D's clipping; an n-gram that occurs tf times comes by tf times: / tf
     dot = np.minimum(tf, tf_reference) * tf_reference / tf * prepared.squared_idf[found.node[held]]
     cosine = dot * inverse_norms[caption * ORDER + length] * prepared.inverse_norms[reference, length]
     delta = _bigrams(flat.lengths)[caption] - prepared.bigrams[reference]

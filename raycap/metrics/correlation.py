@@ -75,6 +75,9 @@ def kendall_tau_b(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> f
     """τ-b = (C − D) / √((P − T_x)(P − T_y)) of two series, −1..1; NaN when one is constant (Kendall 1945).
 
     C and D: concordant and discordant pairs; P: all n(n − 1)/2; T_x, T_y: those tied in x, in y.
+
+    Raises:
+        Refused: see `count_pairs`.
     """
     return count_pairs(x, y).tau_b()
 
@@ -83,6 +86,9 @@ def kendall_tau_c(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> f
     """τ-c = 2m(C − D) / (n²(m − 1)) of two series, −1..1; NaN when one is constant (Stuart 1953).
 
     C and D: concordant and discordant pairs; m: the smaller number of distinct values.
+
+    Raises:
+        Refused: see `count_pairs`.
     """
     return count_pairs(x, y).tau_c()
 

@@ -32,7 +32,8 @@ def mbleu(samples: Sequence[Sequence[Tokens]]) -> Floats:
         samples: N images of K ≥ 2 tokenised samples each.
 
     Returns:
-        float64 [4]: for n = 1..4 (1/K) Σ_k BLEU-n of all k-th samples as a corpus (Wang and Chan 2019).
+        float64 [4]: for n = 1..4 (1/K) Σ_k BLEU-n of all k-th samples as a corpus (Shetty et al. 2017; Wang and Chan
+        2019).
 
     Raises:
         Refused: fewer than two samples, or not equally many for every image.
@@ -52,7 +53,7 @@ def self_cider(samples: Mapping[str, Sequence[Tokens]], frequency: DocumentFrequ
 
     The kernel K_ij is the CIDEr similarity of samples i and j (mean over n = 1..4 of tf-idf cosines, no clipping and no
     length penalty: it must be positive semi-definite); with its eigenvalues λ, r = √λ_max / Σ√λ and the diversity is
-    −log_K r (Wang and Chan 2019, section 3.3).
+    −log_K r (Wang and Chan 2019, section 3).
 
     Args:
         samples: image id → K tokenised samples.
@@ -60,6 +61,9 @@ def self_cider(samples: Mapping[str, Sequence[Tokens]], frequency: DocumentFrequ
 
     Returns:
         image id → diversity, 0..1; 0 for K = 1 and where no sample has any weight.
+
+    Raises:
+        Refused: an image without samples.
     """
     prepared = prepare_references(samples, frequency)
     return {image: _spectral_diversity(_kernel(prepared, number)) for image, number in prepared.index.images.items()}

@@ -61,6 +61,8 @@ def meteor(
 ) -> Result:
     """METEOR 1.5 for English, normalised, as coco-caption runs it: F_mean · (1 − penalty) (Denkowski and Lavie 2014).
 
+    F_mean = PR / (αP + (1 − α)R) over weighted matches, penalty = γ (chunks / matches)^β; the program computes them.
+
     Args:
         candidates: C tokenised captions.
         references: C lists of tokenised references.
@@ -157,6 +159,8 @@ def _running(command: Sequence[str], folder: Path, timeout_s: float) -> Iterator
 
 def spice(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], *, timeout_s: float = 7200.0) -> Result:
     """SPICE 1.0: F-score over scene-graph tuples 2PR/(P + R) (Anderson et al. 2016), with the parameters of `meteor`.
+
+    P, R: the share of the candidate's tuples, and of its references', that the other side has; the program computes it.
 
     Returns:
         (mean, per-image F-scores), or why SPICE is unavailable. Nothing is downloaded.

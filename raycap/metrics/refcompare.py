@@ -1,6 +1,6 @@
 """RefCompare: the share of human captions that CLIP finds less relevant to the image than the generated caption.
 
-From the paper on self-supervised captioning with CLIP relevance (section 3.1, in words; no equation), which leaves
+From "Self-Supervised Image Captioning with CLIP" (Jin 2023, section 3.1, in words; no equation), which leaves
 open which human captions are meant: its per-image figures cannot come from an image's five references alone. So
 both readings are here: `own_refs` over the image's own references, `pooled` over those of the whole split.
 """
@@ -19,7 +19,7 @@ _CELLS_AT_ONCE = 1 << 24  # 64 MiB of float32
 
 
 def own_refs(image: Vectors, candidate: Vectors, reference: Vectors, owner: Ints) -> Floats:
-    """Share of the image's own references that are less relevant than its candidate (that paper, section 3.1).
+    """Share of the image's own references that are less relevant than its candidate (Jin 2023, section 3.1).
 
     (1/|R|) Σ_{r ∈ R} ([cos(r, v) < cos(c, v)] + ½[cos(r, v) = cos(c, v)]), v the image, c its candidate, R its own
     references.

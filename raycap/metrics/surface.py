@@ -58,7 +58,7 @@ def bad_ending_rate(captions: Sequence[Tokens]) -> float:
 
 
 def repetition(caption: Tokens, n: int = 2) -> float:
-    """Share of a caption's n-grams that it has said before: 1 − distinct / all (Welleck et al. 2020, rep-n).
+    """Share of a caption's n-grams that it has said before: 1 − distinct / all (Welleck et al. 2020, seq-rep-n).
 
     0 where the caption is shorter than n words.
     """
@@ -67,7 +67,7 @@ def repetition(caption: Tokens, n: int = 2) -> float:
 
 
 def mean_repetition(captions: Sequence[Tokens], n: int = 2) -> float:
-    """(1/C) Σ of `repetition`, 1 − distinct n-grams / n-grams (Welleck et al. 2020, rep-n); 0 for no captions.
+    """(1/C) Σ of `repetition`, 1 − distinct n-grams / n-grams (Welleck et al. 2020, seq-rep-n); 0 for none.
 
     The mean is taken over captions, each by itself.
     """

@@ -14,7 +14,13 @@ from raycap.whole_file import write_whole
 
 
 def write_document_frequency(references: Mapping[str, Sequence[str]], file: Path, *, eos: bool) -> None:
-    """Count document frequencies over all labelled images once and put them into a file, atomically."""
+    """Count document frequencies (Vedantam et al. 2015, eq. 1) over all labelled images once and put them into a file.
+
+    The file is written atomically; with `eos` every reference ends in the end-of-sequence token.
+
+    Raises:
+        Refused: an image without references.
+    """
     tokenized = {image_id: [tokenize(text) for text in texts] for image_id, texts in references.items()}
     frequency = DocumentFrequency.from_references(tokenized, eos=EOS if eos else None)
     write_whole(file, frequency.to_bytes())
@@ -28,12 +34,15 @@ _ONE_SETTING = (
 
 
 class CiderReward:
-    """CIDEr-D against the image's labelled references (Vedantam et al. 2015, eq. 8; the reward R of HAR eq. 2).
-    None where it has none.
+    """CIDEr-D against the image's labelled references (Vedantam et al. 2015; the reward R of HAR eq. 2), 0..10.
+    None where it has none. The formula stands at `metrics.cider.cider_d`.
 
     Args:
         eos: append the end-of-sequence token to references and to candidates that finished by themselves; without
             it the policy learns to stop in the middle.
+
+    Raises:
+        RecipeError: the document frequencies were counted with the other `eos`.
     """
 
     def __init__(self, context: Context, *, eos: bool = True) -> None:

@@ -12,10 +12,16 @@ from raycap.types import CaptionBatch
 
 
 class ClipReward:
-    """2.5 · max(cos(image, prompt + caption), 0) (Hessel et al. 2021, eq. 1), the relevance of the paper on
-    self-supervised captioning, scaled.
+    """2.5 · max(cos(image, prompt + caption), 0) (Hessel et al. 2021, section 3, CLIP-S), the relevance of the paper on
+    self-supervised captioning (Jin 2023, section 2.2: L_unsupv = −cos), scaled.
 
     Image embeddings are computed beforehand.
+
+    Args:
+        batch_size: captions that are embedded at once.
+
+    Raises:
+        RecipeError: `clip.reward` is not set.
     """
 
     def __init__(self, context: Context, *, batch_size: int = 256) -> None:

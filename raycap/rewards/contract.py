@@ -191,7 +191,14 @@ def _fault(name: str, what: str, batch: CaptionBatch, index: int, remedy: str) -
 def score_generation(
     name: str, component: Component, image_ids: Sequence[str], generation: Generation
 ) -> ComponentScores:
-    """Rewards of a lease's samples and greedy captions by one component, timed."""
+    """Rewards of a lease's samples and greedy captions by one component, timed.
+
+    Returns:
+        float32 [B, K] and [B], NaN where the component said None, and the seconds that it took.
+
+    Raises:
+        RewardError: see `checked_scores`.
+    """
     started = time.perf_counter()
     samples = generation.num_samples
     batch = CaptionBatch(

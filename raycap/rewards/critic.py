@@ -25,11 +25,14 @@ class Critic(Protocol):
 
 class CriticReward:
     """A critic's value of each caption: `Feedback` of the paper on captions tuned by human feedback
-    (eq. 1), there −1..1.
+    (Adarsh et al. 2024, eq. 1: Loss = −Σ y log p − Feedback), there −1..1.
 
     Args:
         model: `package.module:ClassName` of a `Critic`.
         checkpoint: folder of its weights.
+
+    Raises:
+        RecipeError: no critic is named, it cannot be imported, or `checkpoint` is no folder.
     """
 
     def __init__(self, context: Context, *, model: str = "", checkpoint: str = "") -> None:

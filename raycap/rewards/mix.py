@@ -40,7 +40,11 @@ class Mix:
         return bool(self._plateaus)
 
     def at(self, step: int) -> dict[str, float]:
-        """Weights of the update that makes version `step` (1, 2, ...), which the log calls by that number."""
+        """Weights of the update that makes version `step` (1, 2, ...), which the log calls by that number.
+
+        Linear: w + (to − w) · min(1, max(0, (step − start) / max(1, end − start))). Step: that of the last `at` ≤ step.
+        Plateau: `to` once it has switched. Before that, and without a schedule: w.
+        """
         return {name: self._weight(name, reward, step) for name, reward in self.rewards.items()}
 
     def look(self, step: int, figures: Mapping[str, float]) -> dict[str, float]:

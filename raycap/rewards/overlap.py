@@ -43,11 +43,16 @@ class _OverlapReward(ABC):
 
 
 class BleuReward(_OverlapReward):
-    """BLEU-n of each caption by itself, as coco-caption's per-image values (Papineni et al. 2002, sec. 2.3).
+    """BLEU-n of each caption by itself, as coco-caption's per-image values (Papineni et al. 2002, section 2.3).
+
+    min(1, e^(1 − r/c)) · (Π_{m ≤ n} p_m)^(1/n), 0..1: see `metrics.bleu.bleu`. None where the image has no references.
 
     Args:
         order: n, 1 to 4.
         eos: append the end-of-sequence token to references and to captions that finished by themselves.
+
+    Raises:
+        RecipeError: another `order`.
     """
 
     def __init__(self, context: Context, *, order: int = 4, eos: bool = True) -> None:
@@ -69,7 +74,9 @@ class BleuReward(_OverlapReward):
 
 
 class RougeReward(_OverlapReward):
-    """ROUGE-L with β = 1.2 (Lin 2004, eq. 2-4), as coco-caption.
+    """ROUGE-L, F = (1 + β²)PR / (R + β²P) with β = 1.2 (Lin 2004, eq. 2–4), 0..1, as coco-caption.
+
+    P, R: see `metrics.rouge.rouge_l_caption`. None where the image has no references.
 
     Args:
         eos: append the end-of-sequence token to references and to captions that finished by themselves.

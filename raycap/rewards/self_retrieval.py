@@ -15,12 +15,17 @@ from raycap.types import CaptionBatch
 class SelfRetrievalReward:
     """log p(image | caption) + log B: how much likelier than chance the caption picks its image out of B.
 
-    p is the softmax of cosine / temperature over the distinct images of the batch, which is a lease: a fixed slice of
-    the step, so the reward does not depend on who scores it. None where the batch holds one image only. Contrast
-    within a batch as in Luo et al. 2018 ("Discriminability objective", eq. 3) and Liu et al. 2018, under `clip.reward`.
+    log p = s_own − log Σ_b exp s_b, s = cosine / temperature (InfoNCE, van den Oord et al. 2018, eq. 4),
+    over the distinct images b of the batch, which is a lease: a fixed slice of the step, so the reward does not depend
+    on who scores it. None where the batch holds one image only. Contrast within a batch as in Luo et al. 2018
+    ("Discriminability objective") and Liu et al. 2018, under `clip.reward`.
 
     Args:
         temperature: of the softmax; 0.07 is CLIP's at its start.
+        batch_size: captions that are embedded at once.
+
+    Raises:
+        RecipeError: an option that is not above 0, or `clip.reward` is not set.
     """
 
     def __init__(self, context: Context, *, temperature: float = 0.07, batch_size: int = 256) -> None:

@@ -18,6 +18,9 @@ class LengthReward:
     Args:
         target: words; the mean length of the labelled references when None.
         tolerance: words that cost nothing on either side.
+
+    Raises:
+        RecipeError: a target that is not above 0 (no references, none given), or a negative tolerance.
     """
 
     def __init__(self, context: Context, *, target: float | None = None, tolerance: float = 2.0) -> None:
@@ -43,7 +46,14 @@ class LengthReward:
 
 
 class RepetitionReward:
-    """−(share of the caption's n-grams that it has said before) (Welleck et al. 2020, rep-n)."""
+    """−(1 − distinct n-grams / n-grams), the share that the caption has said before (Welleck et al. 2020, seq-rep-n).
+
+    Args:
+        n: words of an n-gram.
+
+    Raises:
+        RecipeError: n below 1.
+    """
 
     def __init__(self, context: Context, *, n: int = 2) -> None:
         self.check_options(n=n)

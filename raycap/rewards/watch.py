@@ -17,7 +17,8 @@ class HackingWatch:
     (Our own; the symptom is that of Gao et al. 2023, fig. 1: the rewarded score rises, the one that counts falls.)
 
     Both are compared with `window` looks ago, so that the noise of one look says nothing; the length of captions is
-    compared with the first look, so that a slow drift is seen as well.
+    compared with the first look, so that a slow drift is seen as well. A climb: now − then > RISE · |then|; worse:
+    then − now > FALL · |then|, for what should stay low now − then ≥ POINT.
 
     Held-out figures are those of the greedy captions of `select`: `select_cider` should rise, `select_bad_endings` and
     `select_repetition` should stay low, `select_length` should stay within a quarter of its first value. A component of

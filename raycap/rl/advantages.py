@@ -19,11 +19,11 @@ SCALINGS = ("none", "group")
 
 
 def baseline_of(kind: str, rewards: Float32, greedy_rewards: Float32) -> Float32:
-    """What is subtracted from each sample's reward.
+    """What is subtracted from each sample's reward: b of REINFORCE with a baseline (Rennie et al. 2017, eq. 5).
 
     Args:
-        kind: `greedy` (SCST, Rennie et al. 2017 eq. 8), `leave_one_out` ((Σ − r)/(K − 1), Kool et al. 2019; unbiased),
-            or `mean` (the group's mean; biased by the factor (K−1)/K).
+        kind: `greedy` (SCST, Rennie et al. 2017 eq. 9), `leave_one_out` ((Σ − r)/(K − 1), Kool et al. 2019; unbiased),
+            or `mean` (Σ/K, Shao et al. 2024, section 4.1.2; biased by the factor (K−1)/K).
         rewards: float32 [B, K].
         greedy_rewards: float32 [B].
 
@@ -69,7 +69,7 @@ class Advantages:
 
 
 def shares_of(magnitudes: Mapping[str, float]) -> dict[str, float]:
-    """Each part of the sum; all 0 where the sum is."""
+    """v / Σ v, each part of the sum; all 0 where the sum is."""
     total = sum(magnitudes.values())
     return {name: (value / total if total else 0.0) for name, value in magnitudes.items()}
 
@@ -77,17 +77,20 @@ def shares_of(magnitudes: Mapping[str, float]) -> dict[str, float]:
 def combine(
     scores: Mapping[str, ComponentScores], weights: Mapping[str, float], *, baseline: str, scaling: str = "none"
 ) -> Advantages:
-    """A = Σ_c w_c (r_c − baseline_c), then the scaling.
+    """A = Σ_c w_c (r_c − baseline_c), then the scaling. (The sum over components is our own; baselines: `baseline_of`.)
 
     A component with a NaN for any caption of an image (the greedy one included) is taken out for all captions of that
     image; the other components are not rescaled. `scaling="group"` divides an image's advantages by their standard
-    deviation over its K samples plus 1e-6 (GRPO, Shao et al. 2024 eq. 3, without a second centring).
+    deviation over its K samples plus 1e-6 (GRPO, Shao et al. 2024, section 4.1.2, without a second centring).
 
     Args:
         scores: rewards by component, each float32 [B, K] and [B].
         weights: weight by component, w_c of this step.
         baseline: see `baseline_of`.
         scaling: `none` or `group`.
+
+    Raises:
+        RecipeError: no component, an unknown scaling, or what `baseline_of` refuses.
     """
     if not scores:
         raise RecipeError("no reward component", key="rewards", remedy="name at least one, such as cider")

@@ -17,9 +17,10 @@ def ratio_diagnostics(logprobs: Tensor, behavior_logprobs: Tensor, loss_mask: Te
         loss_mask: float32 [N, T].
 
     Returns:
-        ratio_max_error: max over tokens of |π/μ − 1|.
-        approx_kl: mean over tokens of (π/μ − 1) − log(π/μ), Schulman's k3 estimator of KL(μ ‖ π).
-        ess: effective sample size of the captions, (Σw)²/(N·Σw²) with w the product of ratios, in 0..1.
+        ratio_max_error: max over tokens of |π/μ − 1|. (Our own.)
+        approx_kl: mean over tokens of (π/μ − 1) − log(π/μ), estimator k3 of KL(μ ‖ π) (Schulman 2020, "Approximating
+            KL Divergence"), in nats.
+        ess: effective sample size of the captions, (Σw)²/(N·Σw²) with w the product of ratios, in 0..1 (Kish 1965).
     """
     with torch.no_grad():
         mask = loss_mask > 0

@@ -20,6 +20,9 @@ def denominator_of(normalize: str, loss_mask: Tensor) -> float:
     Args:
         normalize: `batch` and `sequence` count captions, `token` counts tokens.
         loss_mask: float [N, T] of all captions of the step that take part.
+
+    Raises:
+        RecipeError: unknown `normalize`.
     """
     if normalize == "token":
         return float(loss_mask.sum())
@@ -31,14 +34,19 @@ def denominator_of(normalize: str, loss_mask: Tensor) -> float:
 def reduce_tokens(per_token: Tensor, loss_mask: Tensor, *, normalize: str, denominator: float) -> Tensor:
     """Sum a per-token loss over the mask and divide it.
 
-    `batch`: mean over captions of the sum over tokens (the papers' equations). `token`: mean over all tokens.
-    `sequence`: mean over captions of each caption's mean over its tokens. What stands outside the mask, NaN included,
-    reaches neither value nor gradient.
+    `batch`: Σ_n Σ_t m ℓ / N, mean over captions of the sum over tokens (HAR eq. 2). `token`: Σ_n Σ_t m ℓ / Σ m, mean
+    over all tokens (Yu et al. 2025, "DAPO", section 3.3). `sequence`: Σ_n (Σ_t m ℓ / Σ_t m) / N, mean over captions of
+    each caption's mean over its tokens (Shao et al. 2024, eq. 3). What stands outside the mask, NaN included, reaches
+    neither value nor gradient.
 
     Args:
-        per_token: float [N, T].
-        loss_mask: float [N, T], 1 up to and including the first EOS.
+        per_token: float [N, T], ℓ.
+        loss_mask: float [N, T], m: 1 up to and including the first EOS.
+        normalize: `batch`, `token` or `sequence`.
         denominator: of the whole step, see `denominator_of`.
+
+    Raises:
+        RecipeError: unknown `normalize`.
     """
     kept = torch.where(loss_mask > 0, per_token, torch.zeros_like(per_token))
     if normalize == "sequence":
@@ -66,6 +74,9 @@ def policy_gradient_loss(
         normalize: see `reduce_tokens`.
         denominator: of the whole step; that of these rows when None.
         weights: float32 [N, T] or [N, 1], importance weights of stale samples; no gradient flows through them.
+
+    Raises:
+        RecipeError: unknown `normalize`.
     """
     per_token = -advantages.detach().reshape(-1, 1) * logprobs
     if weights is not None:
@@ -83,7 +94,12 @@ def importance_weights(
     Args:
         logprobs: float32 [N, T], learner's policy.
         behavior_logprobs: float32 [N, T], policy that sampled.
-        level: `token` gives [N, T]; `sequence` gives [N, 1], the truncated product over the caption.
+        loss_mask: float32 [N, T]; outside of it π/μ counts as 1.
+        level: `token` gives [N, T]; `sequence` gives [N, 1], the truncated product over the caption (Ionides 2008).
+        cap: the largest weight, ρ̄.
+
+    Raises:
+        RecipeError: unknown `level`.
     """
     gap = torch.where(loss_mask > 0, logprobs.detach() - behavior_logprobs, torch.zeros_like(behavior_logprobs))
     if level == "sequence":
