@@ -27,6 +27,12 @@ TINY = (
 STOPPED_AFTER, CLOSED_AFTER = 25, 150
 
 
+def _as_a_terminal_does() -> None:
+    """A shell that runs the tests in the background lets them ignore Ctrl-C, and what they start would, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Demo:
     """The command in a session of its own, as a terminal starts it: Ctrl-C reaches all of its foreground processes."""
 
@@ -36,7 +42,7 @@ class Demo:
         with open(self.output, "ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "raycap.cluster.demo", "recipe=scenes", f"storage={storage}", *TINY],
-                stdout=output, stderr=output, start_new_session=True,
+                stdout=output, stderr=output, start_new_session=True, preexec_fn=_as_a_terminal_does,
             )  # fmt: skip
 
     def steps(self) -> list[int]:
