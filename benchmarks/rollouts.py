@@ -5,10 +5,10 @@
 For each model `<model>.captions_per_s` (K samples and the greedy caption of B images, from the prefix on),
 `<model>.ratio_to_hf_generate` (a greedy call and a sampling call of `generate`, of the same prefixes, type and limit;
 null for the LSTM, which it does not know), `<model>.share_of_peak` (FLOPs of the tokens that count over time and peak)
-and `peak_gflops`, which is that of a large matrix product here. Calls of both sides alternate; medians. Lengths of
-captions are prescribed, see `language_models.py`. `<model>.differing_per_10000`: tokens that come out otherwise when
-the images are captioned four at a time (batch mates decide the last bits), counted up to each caption's first
-difference.
+and `peak_gflops`, that of a large matrix product here by the faster of torch's own and oneDNN. Calls of both sides
+alternate; medians. Lengths of captions are prescribed, see `language_models.py`.
+`<model>.differing_per_10000`: tokens that come out otherwise when the images are captioned four at a time (batch mates
+decide the last bits), counted up to each caption's first difference.
 """
 
 from __future__ import annotations

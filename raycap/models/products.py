@@ -35,19 +35,19 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def multiply(left: Tensor, right: Tensor) -> Tensor:
     """left · right without gradients: [N, I] and [I, O] → [N, O]."""
-    return _multiply(left, right.T, None) if _by_onednn(left, right) else torch.mm(left, right)
+    return onednn_linear(left, right.T, None) if _by_onednn(left, right) else torch.mm(left, right)
 
 
 def laid_out(weight: Tensor) -> Tensor | None:
-    """A weight [O, I] as oneDNN wants it, for `multiply_laid_out`; None where it is not for oneDNN."""
+    """A weight [O, I] as oneDNN wants it, for `onednn_linear`; None where it is not for oneDNN."""
     if not _by_onednn(weight, weight):
         return None
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
 
 
-def multiply_laid_out(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows · weightᵀ + bias without gradients, rows [..., I]; `weight` is what `laid_out` gave."""
-    return _multiply(rows, weight, bias)
+def onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows · weightᵀ + bias without gradients, float32 [..., I] → [..., O]; `weight` [O, I] plain or `laid_out`."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
 class OneDNNLinear(nn.Linear):
@@ -57,7 +57,7 @@ class OneDNNLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if self.ready is not None:
-            return multiply_laid_out(input, self.ready, self.bias)
+            return onednn_linear(input, self.ready, self.bias)
         return linear(input, self.weight, self.bias)
 
     def lay_out(self) -> Tensor | None:
@@ -89,7 +89,7 @@ class OneDNNConv1D(Conv1D):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.ready is not None:
-            return multiply_laid_out(x, self.ready, self.bias)
+            return onednn_linear(x, self.ready, self.bias)
         return linear(x, self.weight.T, self.bias)
 
     def lay_out(self) -> Tensor | None:
@@ -149,22 +149,18 @@ def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return _multiply(rows, weight, bias)
+        return onednn_linear(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         of_rows, of_weight, of_bias = ctx.needs_input_grad
         return (
-            _multiply(gradient, weight.T, None) if of_rows else None,
-            _multiply(gradient.T, rows.T, None) if of_weight else None,
+            onednn_linear(gradient, weight.T, None) if of_rows else None,
+            onednn_linear(gradient.T, rows.T, None) if of_weight else None,
             gradient.sum(dim=0) if of_bias else None,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raycap.models.products import PIECE, linear, multiply, multiply_laid_out
+from raycap.models.products import PIECE, linear, multiply, onednn_linear
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Readout:
         if self.ready is not None:
             for start, piece in zip(range(0, self.words, PIECE), self.ready, strict=True):
                 bias = None if self.bias is None else self.bias[start : start + PIECE]
-                yield start, multiply_laid_out(self.hidden, piece, bias)
+                yield start, onednn_linear(self.hidden, piece, bias)
             return
         for start in range(0, self.words, width):
             yield start, self._block(start, min(start + width, self.words))

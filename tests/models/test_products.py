@@ -74,7 +74,7 @@ def test_other_types_and_autocast_stay_torchs_own(monkeypatch: pytest.MonkeyPatc
     def refused(*_: Any) -> None:
         raise AssertionError("by oneDNN")
 
-    monkeypatch.setattr("raycap.models.products._multiply", refused)
+    monkeypatch.setattr("raycap.models.products.onednn_linear", refused)
     with pytest.raises(AssertionError, match="by oneDNN"):
         linear(drawn(5, 24), drawn(40, 24))
     for dtype in (torch.bfloat16, torch.float64):
