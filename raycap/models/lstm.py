@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raycap.errors import RecipeError
+from raycap.models.accumulate import use_summing
 from raycap.models.captioner import image_of_rows
 from raycap.models.products import use_onednn
 from raycap.models.readout import Readout, placed, readout_logprobs
@@ -99,6 +100,7 @@ class LSTMCaptioner(SeesFeatures):
             self.gate = nn.Linear(width, width)
             self.context = nn.Linear(width, width)
         use_onednn(self, self.out)
+        use_summing(self)
 
     def encode(self, features: Tensor) -> Tensor:
         """Features [B, D] or [B, G, D] → what is looked at: [B, 1, W] (merge) or [B, G, W]."""

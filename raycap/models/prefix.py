@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raycap.errors import RecipeError
+from raycap.models.accumulate import use_summing
 from raycap.models.captioner import image_of_rows
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
 from raycap.models.products import use_onednn
@@ -115,6 +116,7 @@ class PrefixCaptioner(SeesFeatures):
         elif config.lm_tuning != "full":
             raise RecipeError("expected frozen or full", key="captioner.lm_tuning", value=config.lm_tuning)
         use_onednn(self, lm.get_output_embeddings())  # type: ignore[operator]
+        use_summing(self)
 
     def encode(self, features: Tensor) -> Tensor:
         """Features [B, D] or [B, G, D] → prefix embeddings [B, P, H]."""

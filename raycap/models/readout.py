@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raycap.models.accumulate import sum_of
 from raycap.models.products import PIECE, linear, multiply, onednn_linear
 
 
@@ -122,7 +123,7 @@ class _Chunked(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, rows: int
     ) -> Tensor:
-        ctx.given = weight.dtype
+        ctx.given, ctx.parameter = weight.dtype, weight  # the parameter itself: of a saved tensor only the data come
         weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         picked = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         kept = None
@@ -139,7 +140,10 @@ class _Chunked(torch.autograd.Function):
         hidden, weight, bias, tokens, kept = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(ctx.given, torch.float32)
-        of_weight = torch.zeros_like(weight, dtype=exact) if ctx.needs_input_grad[1] else None
+        into = sum_of(ctx.parameter) if ctx.needs_input_grad[1] else None
+        of_weight = into
+        if ctx.needs_input_grad[1] and into is None:
+            of_weight = torch.zeros_like(weight, dtype=exact)
         of_bias = torch.zeros_like(bias, dtype=exact) if ctx.needs_input_grad[2] else None
         for part in _parts(len(hidden), ctx.rows):
             if kept is not None and part.start == 0:
@@ -156,8 +160,8 @@ class _Chunked(torch.autograd.Function):
                 of_weight += slope.T @ hidden[part]
             if of_bias is not None:
                 of_bias += slope.sum(dim=0, dtype=exact)
-        of_parameters = (None if each is None else each.to(ctx.given) for each in (of_weight, of_bias))
-        return of_hidden, *of_parameters, None, None, None
+        of_weight, of_bias = (None if each is None else each.to(ctx.given) for each in (of_weight, of_bias))
+        return of_hidden, of_weight if into is None else None, of_bias, None, None, None
 
 
 def _softmax(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,5 +178,5 @@ def _parts(count: int, rows: int) -> list[slice]:
 
 
 def _scaled(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = linear(hidden, weight, bias).float()
-    return logits if temperature == 1.0 else logits / temperature
+    logits = linear(hidden, weight, bias).float()  # our own: it may be written to
+    return logits if temperature == 1.0 else logits.div_(temperature)

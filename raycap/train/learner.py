@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycap.data.features import FeatureStore
+from raycap.models.accumulate import in_place
 from raycap.models.precision import computing_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import snapshot
@@ -139,7 +140,8 @@ class Learner:
         for images, rows in micro_batches(len(seen), self.recipe.num_samples, self.recipe.micro_batch):
             tokens, mask, behavior, advantages = (part[rows] for part in batch)
             loss, scored = self._loss(seen[images], tokens, mask, behavior, advantages, denominator)
-            loss.backward()
+            with in_place():
+                loss.backward()
             loss_sum += float(loss.detach())
             logprobs.append(scored.detach())
         return loss_sum, torch.cat(logprobs)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from raycap.data.features import FeatureStore
+from raycap.models.accumulate import in_place
 from raycap.models.precision import computing_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import MLERecipe
@@ -153,7 +154,8 @@ def _step(
         with computing_in(precision, device):
             logprobs = captioner.score(captioner.encode(seen[images]), tokens[part], mask[part])
         loss = cross_entropy(logprobs, mask[part], denominator=denominator)
-        loss.backward()
+        with in_place():
+            loss.backward()
         loss_sum += float(loss.detach())
     group.sum_gradients(captioner.parameters())
     clip_gradients(captioner.parameters(), recipe.grad_clip, step=step, remedy="lower mle.lr (mle_continued.lr)")
