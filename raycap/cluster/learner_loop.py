@@ -12,6 +12,7 @@ from typing import Any
 
 from raycap.cluster.tasks import on
 from raycap.cluster.train_job import built_together, rank_journal, together, training_group
+from raycap.data.dataset import PreparedDataset
 from raycap.data.features import FeatureStore
 from raycap.errors import RaycapError
 from raycap.models.checkpoint import load_captioner
@@ -19,6 +20,7 @@ from raycap.models.recompute import recompute_blocks
 from raycap.recipe import Recipe
 from raycap.rewards.mix import Mix
 from raycap.train.journal import Journal
+from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
 from raycap.train.optimizing import Group
 from raycap.train.resuming import load_training_state, same_step
@@ -33,7 +35,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: exchange (handle), recipe, seed, device, precision; start, features, folder (paths as strings);
-            select_references; about.
+            select_references; about; prepared (path) and labelled (image ids) for `scst.mle_weight`.
     """
     import ray
 
@@ -87,8 +89,13 @@ def _set_up(config: dict[str, Any], journal: Journal, group: Group) -> tuple[Lea
     mix = Mix(recipe.rewards, recipe.scst.steps)
     if recipe.cluster.learner_recompute:
         recompute_blocks(captioner)
+    labelled = None
+    if recipe.scst.mle_weight:
+        dataset = PreparedDataset.open(config["prepared"])
+        captions = {image_id: dataset.references(image_id) for image_id in config["labelled"]}
+        labelled = LabelledSet(captions, captioner.tokenizer, recipe.captioner.max_length)
     learner = Learner(captioner, features, recipe.scst, mix, group, seed=config["seed"],
-                      precision=getattr(torch, config["precision"]))  # fmt: skip
+                      precision=getattr(torch, config["precision"]), labelled=labelled)  # fmt: skip
     steering = Steering(mix, recipe.scst.collapse_share, recipe.scst.watch_looks)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     return learner, steering, seconds

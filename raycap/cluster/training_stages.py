@@ -182,6 +182,8 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         "features": str(run.path("features", seed) / "captioner"),
         "folder": str(folder),
         "select_references": run.select_references(run.dataset),
+        "prepared": str(run.path("prepare", 0)),
+        "labelled": run.labelled_ids(run.dataset) if recipe.scst.mle_weight else [],
         "about": run.about("scst", seed),
     }
     if run.device == "cuda":

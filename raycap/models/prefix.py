@@ -18,7 +18,7 @@ from raycap.models.accumulate import use_summing
 from raycap.models.captioner import image_of_rows
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
 from raycap.models.products import use_onednn
-from raycap.models.readout import Readout, placed, readout_logprobs
+from raycap.models.readout import Readout, placed, readout_entropies, readout_logprobs
 from raycap.models.seeing import FeatureConfig, SeesFeatures
 from raycap.models.shared_attention import NAME, Decode, Prefill, Score, Unsupported, Walk, register, starts_of
 from raycap.models.tokenizer import Tokenizer
@@ -155,14 +155,26 @@ class PrefixCaptioner(SeesFeatures):
         Returns:
             float32 [N, T], 0 outside the mask.
         """
+        return self._scored(conditioning, tokens, loss_mask, temperature, entropy=False)[0]
+
+    def score_with_entropy(
+        self, conditioning: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """`score`, and the entropy of the words at each place: nats, float32 [N, T], 0 outside the mask."""
+        logprobs, spread = self._scored(conditioning, tokens, loss_mask, temperature, entropy=True)
+        assert spread is not None
+        return logprobs, spread
+
+    def _scored(
+        self, conditioning: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float, *, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         image = image_of_rows(len(tokens), len(conditioning), tokens.device)
-        if self.shares_prefix:
-            return self._score_packed(conditioning, image, tokens, loss_mask, temperature)
-        return self._score_copied(conditioning, image, tokens, loss_mask, temperature)
+        score = self._score_packed if self.shares_prefix else self._score_copied
+        return score(conditioning, image, tokens, loss_mask, temperature, entropy)
 
     def _score_packed(
-        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float
-    ) -> Tensor:
+        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         prefill = Prefill()
         hidden = self._hidden(prefill, inputs_embeds=conditioning)[:, -1]
         prefill.done = True
@@ -176,17 +188,17 @@ class PrefixCaptioner(SeesFeatures):
         before = torch.cat([image[:, None], starts_of(read)[:, None] + len(conditioning)
                             + torch.arange(tokens.shape[1] - 1, device=tokens.device)], dim=1)  # fmt: skip
         wanted = loss_mask > 0
-        picked = readout_logprobs(self._readout(hidden.index_select(0, before[wanted])), tokens[wanted], temperature)
-        return placed(picked, wanted)
+        readout = self._readout(hidden.index_select(0, before[wanted]))
+        return _told(readout, tokens, wanted, temperature, entropy)
 
     def _score_copied(
-        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float
-    ) -> Tensor:
+        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         prefix = self.lm(inputs_embeds=conditioning, use_cache=True, logits_to_keep=1)
         lengths = _lengths(loss_mask)
         # Rows of like length together: short captions are not carried along to the longest one's end.
         buckets = torch.argsort(lengths, stable=True).split(max(_BUCKET, -(-len(tokens) // 4)))
-        out = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+        out = [torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device) for _ in range(1 + entropy)]
         for rows in buckets:
             width = int(lengths[rows].max())
             if width == 0:
@@ -197,9 +209,12 @@ class PrefixCaptioner(SeesFeatures):
                 cache = _rows_of(prefix.past_key_values, image[rows])
                 output = self.lm(**self._read(part[:, :-1]), past_key_values=cache, use_cache=True)
                 logits = torch.cat([logits, output.logits], dim=1)
-            picked = token_logprobs(logits, part, mask, temperature)
-            out = out.index_put((rows,), torch.nn.functional.pad(picked, (0, tokens.shape[1] - width)))
-        return out
+            wanted = mask > 0
+            found = _told(Readout(logits[wanted]), part, wanted, temperature, entropy)
+            wider = (0, tokens.shape[1] - width)
+            out = [each.index_put((rows,), torch.nn.functional.pad(new, wider))
+                   for each, new in zip(out, found, strict=False) if new is not None]  # fmt: skip
+        return out[0], out[1] if entropy else None
 
     def _hidden(self, walk: Walk, **inputs: Tensor) -> Tensor:
         """The LM's last hidden states, its attention as the walk says."""
@@ -296,6 +311,16 @@ def token_logprobs(logits: Tensor, tokens: Tensor, loss_mask: Tensor, temperatur
     """
     wanted = loss_mask > 0
     return placed(readout_logprobs(Readout(logits[wanted]), tokens[wanted], temperature), wanted)
+
+
+def _told(
+    readout: Readout, tokens: Tensor, wanted: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of the wanted tokens and, where asked, the entropies beside them, in their places [N, T]."""
+    if not entropy:
+        return placed(readout_logprobs(readout, tokens[wanted], temperature), wanted), None
+    logprobs, spread = readout_entropies(readout, tokens[wanted], temperature)
+    return placed(logprobs, wanted), placed(spread, wanted)
 
 
 def _build_mapping(config: PrefixConfig, hidden: int) -> nn.Module:

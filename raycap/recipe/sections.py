@@ -232,8 +232,21 @@ class SCSTRecipe(Learning):
     baseline: Literal["greedy", "leave_one_out", "mean"] = Field("greedy", description="what a reward is compared with")
     scaling: Literal["none", "group"] = Field("none", description="of the advantages, after the weighted sum")
     normalize: Literal["batch", "sequence", "token"] = Field("batch", description="what the loss is divided by")
+    objective: Literal["reinforce", "ppo"] = Field(
+        "reinforce", description="−A·log π, or PPO's −min(ρA, clip(ρ)A) with ρ = π over the policy that sampled"
+    )
+    ppo_clip: float = Field(0.2, gt=0, lt=1, description="ppo: ε, the ratio counts between 1 − ε and 1 + ε")
+    ppo_epochs: Positive = Field(1, description="ppo: times that a step's captions are gone through")
+    minibatches: Positive = Field(1, description="ppo: optimizer steps each time, each on its share of the images")
+    kl_weight: float = Field(0.0, ge=0, description="β of β·KL(policy ‖ the MLE policy), added to the loss")
+    entropy_weight: float = Field(0.0, ge=0, description="of the words' entropy, which is subtracted from the loss")
+    mle_weight: float = Field(
+        0.0, ge=0, description="of the cross-entropy on labelled images (mean a token), added to the loss"
+    )
+    mle_batch_size: Positive = Field(20, description="labelled images of it a step, one caption each")
     lr: float = Field(5e-5, gt=0, description="peak learning rate of Adam")
-    lr_floor: Share = Field(1.0, description="share of the peak that it falls to by the last step, linearly")
+    lr_schedule: Literal["linear", "cosine"] = Field("linear", description="how it falls to `lr_floor`")
+    lr_floor: Share = Field(1.0, description="share of the peak that it has fallen to by the last step")
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are validated and kept")
@@ -248,6 +261,16 @@ class SCSTRecipe(Learning):
     )
     keep_checkpoints: Positive = Field(2, description="newest ones kept for resuming, besides the best")
     collapse_share: Share = Field(0.5, description="the run stops when `select` falls below this share of its start")
+
+    @model_validator(mode="after")
+    def _check(self) -> SCSTRecipe:
+        again = {"ppo_epochs": self.ppo_epochs, "minibatches": self.minibatches}
+        for name, value in again.items():
+            if value > 1 and self.objective != "ppo":
+                raise ValueError(f"{name} = {value}: only objective = 'ppo' may go through captions again")
+        if self.minibatches > self.batch_size:
+            raise ValueError(f"minibatches = {self.minibatches}, but a step has {self.batch_size} images")
+        return self
 
 
 class EvaluateRecipe(Section):

@@ -4,8 +4,10 @@ loop and, unchanged, by the Ray Train job.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,23 +16,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raycap.data.features import FeatureStore
+from raycap.errors import RecipeError
 from raycap.models.accumulate import in_place
 from raycap.models.precision import computing_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import snapshot
 from raycap.recipe import SCSTRecipe
 from raycap.rewards.mix import Mix
-from raycap.rl.advantages import Advantages, combine, shares_of
+from raycap.rl.advantages import Advantages, combine
 from raycap.rl.diagnostics import ratio_diagnostics
-from raycap.rl.losses import denominator_of, importance_weights, policy_gradient_loss
-from raycap.train.optimizing import Alone, Average, Group, clip_gradients, micro_batches, set_lr, warmup_linear
+from raycap.rl.losses import cross_entropy, denominator_of
+from raycap.train.labelled import LabelledSet
+from raycap.train.objective import Samples, minibatches, policy_loss
+from raycap.train.optimizing import (
+    Alone,
+    Average,
+    Group,
+    clip_gradients,
+    micro_batches,
+    set_lr,
+    warmup_cosine,
+    warmup_linear,
+)
+from raycap.train.step_figures import digest, mean_of, reward_figures
 from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
+
+FALLS = {"linear": warmup_linear, "cosine": warmup_cosine}
 
 
 class Learner:
     """Owns the policy and its optimizer.
 
+    The policy that `kl_weight` holds it to is the captioner as it is handed in: before a checkpoint is loaded.
     Dropout is off in the whole RL stage. A step's loss is worked through lease by lease and normalised over the whole
     step, so its gradient does not depend on how the step is cut.
 
@@ -40,6 +58,10 @@ class Learner:
         group: the ranks that learn together; each `update` gets this rank's leases.
         seed: of the run: the captioner sees the views that generated the captions.
         precision: of products; parameters, sums and the optimizer are float32.
+        labelled: captions for `mle_weight`.
+
+    Raises:
+        RecipeError: `mle_weight` without `labelled`.
     """
 
     def __init__(
@@ -52,9 +74,14 @@ class Learner:
         *,
         seed: int = 0,
         precision: torch.dtype = torch.float32,
+        labelled: LabelledSet | None = None,
     ) -> None:
-        self.seed, self.precision = seed, precision
+        if recipe.mle_weight and labelled is None:
+            raise RecipeError("needs labelled images", key="scst.mle_weight", value=recipe.mle_weight,
+                              remedy="set it to 0 where there are none")  # fmt: skip
+        self.seed, self.precision, self.labelled = seed, precision, labelled
         self.captioner, self.features, self.recipe = captioner.eval(), features, recipe
+        self.reference = copy.deepcopy(captioner).requires_grad_(False) if recipe.kl_weight else None
         self.mix = weights if isinstance(weights, Mix) else Mix.constant(weights)
         self.group = group or Alone()
         self.step, self.incarnation = 0, 0
@@ -72,38 +99,40 @@ class Learner:
         return snapshot(self.captioner, self.weights_id)
 
     def update(self, rollouts: Sequence[Rollouts]) -> dict[str, Any]:
-        """One optimizer step on this rank's leases of a step; what was measured.
+        """Learn from this rank's leases of a step: one optimizer step, or several where PPO goes through them again.
+
+        Returns:
+            What was measured.
 
         Raises:
-            WorkFailed: the gradient is not finite; nothing was changed.
+            WorkFailed: the gradient is not finite; the weights are those before it.
         """
         recipe = self.recipe
         weights = self._weights()
         mixed = [combine(r.scores, weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts]
-        batches = [self._batch(r, a) for r, a in zip(rollouts, mixed, strict=True)]
-        counts = [denominator_of(recipe.normalize, mask) for _, mask, _, _ in batches]
-        denominator = self.group.sum_values([sum(counts)])[0]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, diagnostics = 0.0, []
-        for rollout, mix, batch in zip(rollouts, mixed, batches, strict=True):
-            if not len(batch[0]):
-                continue
-            seen = seen_by(self.captioner, self.features, rollout.lease, recipe, seed=self.seed, kept=mix.kept)
-            loss, logprobs = self._accumulate(seen, batch, denominator)
-            loss_sum += loss
-            _, mask, behavior, _ = batch
-            diagnostics.append(ratio_diagnostics(logprobs, behavior, mask))
-        self.group.sum_gradients(self.parameters)
-        norm = self._apply()
+        leases = [self._lease(r, a) for r, a in zip(rollouts, mixed, strict=True)]
+        counts = [lease.images for lease in leases]
+        told: Counter[str] = Counter()
+        set_lr(self.optimizer, recipe.lr * self._factor())
+        for number, chosen in enumerate(
+            minibatches(counts, recipe, seed=self.seed, step=self.step, rank=self.group.rank)
+        ):
+            told.update(self._descend(leases, chosen, number))
+        self.average.update()
+        self.step += 1
         return {
-            "pg_loss": self.group.sum_values([loss_sum])[0],
-            "grad_norm": norm,
+            **self._figures(told),
             "lr": self.optimizer.param_groups[0]["lr"],
-            **_mean_of(diagnostics),
-            **_reward_figures(rollouts, mixed, self.mix.names, self.group),
+            **mean_of([lease.diagnostics for lease in leases if lease.images]),
+            **reward_figures(rollouts, mixed, self.mix.names, self.group),
             **{f"reward/{name}/weight": weight for name, weight in weights.items()},
             "rollouts": digest(rollouts),
         }
+
+    def _factor(self) -> float:
+        recipe = self.recipe
+        fall = FALLS[recipe.lr_schedule]
+        return fall(self.step, warmup=recipe.warmup_steps, total=recipe.steps, floor=recipe.lr_floor)
 
     def _weights(self) -> dict[str, float]:
         """Weights of the update that the log calls step `self.step` + 1.
@@ -116,8 +145,8 @@ class Learner:
         values = self.group.sum_values(list(mine.values()) if self.group.rank == 0 else [0.0] * len(mine))
         return dict(zip(mine, values, strict=True))
 
-    def _batch(self, rollout: Rollouts, advantages: Advantages) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens, loss mask, behavior log-probabilities and advantages of the images that some component applies to."""
+    def _lease(self, rollout: Rollouts, advantages: Advantages) -> _Lease:
+        """What is learned of a lease: the images that some component applies to."""
         device = self.parameters[0].device
         generation, images = rollout.generation, len(rollout.lease.prompts)
         rows = np.repeat(advantages.kept, generation.num_samples)
@@ -125,121 +154,122 @@ class Learner:
         mask = (np.arange(width)[None] < generation.lengths[:, None]).astype(np.float32)
         values = advantages.values.reshape(images * generation.num_samples)
         arrays = (generation.tokens, mask, generation.behavior_logprobs, values)
-        return tuple(torch.from_numpy(a[rows]).clone().to(device) for a in arrays)  # type: ignore[return-value]
+        samples = Samples(*(torch.from_numpy(a[rows]).clone().to(device) for a in arrays))
+        lease = _Lease(rollout.lease, advantages.kept, samples)
+        if self.reference is not None and lease.images:
+            lease.samples = replace(samples, reference=self._reference_logprobs(lease))
+        return lease
 
-    def _accumulate(
-        self, seen: Tensor, batch: tuple[Tensor, Tensor, Tensor, Tensor], denominator: float
-    ) -> tuple[float, Tensor]:
-        """Gradients of a lease, a few images at a time: the memory is that of `micro_batch` captions, whatever the
-        lease has, or of one image's K where these are more.
+    def _seen(self, lease: _Lease) -> Tensor:
+        return seen_by(self.captioner, self.features, lease.lease, self.recipe, seed=self.seed, kept=lease.kept)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, lease: _Lease) -> Tensor:
+        """Log-probabilities under the policy that SCST began with, float32 [N, T]."""
+        assert self.reference is not None
+        seen, found = self._seen(lease), []
+        for images, rows in micro_batches(lease.images, self.recipe.num_samples, self.recipe.micro_batch):
+            part = lease.samples.of(rows)
+            with computing_in(self.precision, seen.device):
+                shown = self.reference.encode(seen[images])
+                found.append(self.reference.score(shown, part.tokens, part.mask, self.recipe.temperature))
+        return torch.cat(found)
+
+    def _descend(self, leases: Sequence[_Lease], chosen: Sequence[Any], number: int) -> dict[str, float]:
+        """One optimizer step on some images of each lease; sums for the log."""
+        recipe, samples = self.recipe, self.recipe.num_samples
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [(lease, *lease.part(images, samples)) for lease, images in zip(leases, chosen, strict=True)]
+        mine = sum(denominator_of(recipe.normalize, part.mask) for _, _, part in parts)
+        denominator = self.group.sum_values([mine])[0]
+        told: Counter[str] = Counter()
+        for lease, images, part in parts:
+            if not len(part):
+                continue
+            logprobs = self._accumulate(self._seen(lease)[images], part, denominator, told)
+            if not lease.diagnostics and number == 0:
+                lease.diagnostics = ratio_diagnostics(logprobs, part.behavior, part.mask)
+        if recipe.mle_weight:
+            self._accumulate_mle(number, told)
+        self.group.sum_gradients(self.parameters)
+        norm = clip_gradients(self.parameters, recipe.grad_clip, step=self.step, remedy="lower scst.lr")
+        self.optimizer.step()
+        told["descents"] = 1
+        told["grad_norm"] = norm
+        return told
+
+    def _accumulate(self, seen: Tensor, samples: Samples, denominator: float, told: Counter[str]) -> Tensor:
+        """Gradients of captions, a few images at a time: the memory is that of `micro_batch` captions, however many
+        there are, or of one image's K where these are more.
 
         Returns:
-            The lease's loss, and its log-probabilities [N, T], without gradient.
+            Their log-probabilities [N, T], without gradient.
         """
-        loss_sum, logprobs = 0.0, []
+        logprobs = []
         for images, rows in micro_batches(len(seen), self.recipe.num_samples, self.recipe.micro_batch):
-            tokens, mask, behavior, advantages = (part[rows] for part in batch)
-            loss, scored = self._loss(seen[images], tokens, mask, behavior, advantages, denominator)
+            with computing_in(self.precision, seen.device):
+                loss, scored, sums = policy_loss(
+                    self.captioner, seen[images], samples.of(rows), self.recipe, denominator
+                )
             with in_place():
                 loss.backward()
-            loss_sum += float(loss.detach())
-            logprobs.append(scored.detach())
-        return loss_sum, torch.cat(logprobs)
+            told.update({"pg_loss": float(loss.detach()), **sums})
+            logprobs.append(scored)
+        return torch.cat(logprobs)
 
-    def _loss(
-        self,
-        seen: Tensor,
-        tokens: Tensor,
-        mask: Tensor,
-        behavior: Tensor,
-        advantages: Tensor,
-        denominator: float,
-    ) -> tuple[Tensor, Tensor]:
+    def _accumulate_mle(self, number: int, told: Counter[str]) -> None:
+        """Gradients of `mle_weight` times the cross-entropy of this rank's share of a batch of labelled images."""
+        recipe, group = self.recipe, self.group
+        assert self.labelled is not None
+        place = self.step * recipe.ppo_epochs * recipe.minibatches + number
+        batch = self.labelled.batch(place, batch_size=recipe.mle_batch_size, captions_per_image=1, seed=self.seed)
+        count, words = len(batch.image_ids), float(batch.loss_mask.sum())
+        share = range(count)[group.rank * count // group.size : (group.rank + 1) * count // group.size]
+        if not share:
+            return
+        rows, device = slice(share.start, share.stop), self.parameters[0].device
+        seen = training_views(self.captioner, self.features, batch.image_ids[rows], recipe, seed=self.seed, step=place,
+                              positions=share)  # fmt: skip
+        tokens, mask = (torch.from_numpy(each[rows]).to(device) for each in (batch.tokens, batch.loss_mask))
+        for images, part in micro_batches(len(seen), 1, recipe.micro_batch):
+            with computing_in(self.precision, device):
+                logprobs = self.captioner.score(self.captioner.encode(seen[images]), tokens[part], mask[part])
+            loss = cross_entropy(logprobs, mask[part], denominator=words)
+            with in_place():
+                (recipe.mle_weight * loss).backward()
+            told["mle_loss"] += float(loss.detach())
+
+    def _figures(self, told: Mapping[str, float]) -> dict[str, float]:
+        """Losses and means a token over all ranks; the gradient's norm, the mean of several steps'."""
+        names = ["pg_loss", "mle_loss", "tokens", "kl", "entropy", "clipped"]
+        sums = dict(zip(names, self.group.sum_values([float(told.get(n, 0.0)) for n in names]), strict=True))
+        descents, tokens = told["descents"], max(1.0, sums["tokens"])
         recipe = self.recipe
-        with computing_in(self.precision, tokens.device):
-            conditioning = self.captioner.encode(seen)
-            logprobs = self.captioner.score(conditioning, tokens, mask, temperature=recipe.temperature)
-        weights = None
-        if recipe.max_policy_lag > 0 and recipe.importance != "none":
-            weights = importance_weights(logprobs, behavior, mask, level=recipe.importance, cap=recipe.importance_cap)
-        loss = policy_gradient_loss(
-            logprobs, mask, advantages, normalize=recipe.normalize, denominator=denominator, weights=weights
-        )
-        return loss, logprobs
-
-    def _apply(self) -> float:
-        recipe = self.recipe
-        norm = clip_gradients(self.parameters, recipe.grad_clip, step=self.step, remedy="lower scst.lr")
-        factor = warmup_linear(self.step, warmup=recipe.warmup_steps, total=recipe.steps, floor=recipe.lr_floor)
-        set_lr(self.optimizer, recipe.lr * factor)
-        self.optimizer.step()
-        self.average.update()
-        self.step += 1
-        return norm
+        out = {"pg_loss": sums["pg_loss"] / descents, "grad_norm": told["grad_norm"] / descents}
+        wanted = {"kl": recipe.kl_weight, "entropy": recipe.entropy_weight, "clipped": recipe.objective == "ppo"}
+        out |= {name: sums[name] / tokens for name, on in wanted.items() if on}
+        return out | ({"mle_loss": sums["mle_loss"] / descents} if recipe.mle_weight else {})
 
 
-def digest(rollouts: Sequence[Rollouts]) -> str:
-    """Of all captions and rewards of some leases, samples and greedy: equal digests mean equal rollouts, bit by bit."""
-    found = blake2b(digest_size=8)
-    for rollout in rollouts:
-        generation = rollout.generation
-        found.update(f"{rollout.lease.step} {rollout.lease.number} {generation.greedy_captions}".encode())
-        arrays: list[NDArray[Any]] = [generation.tokens, generation.lengths]
-        for name in sorted(rollout.scores):
-            arrays += [rollout.scores[name].rewards, rollout.scores[name].greedy_rewards]
-        for array in arrays:
-            found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+@dataclass
+class _Lease:
+    """A lease as it is learned from. `diagnostics`: of the ratio, when its captions were first gone through."""
 
+    lease: Lease
+    kept: NDArray[np.bool_]
+    samples: Samples
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
-def _mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    if not records:
-        return {}
-    out = {name: sum(r[name] for r in records) / len(records) for name in records[0]}
-    out["ratio_max_error"] = max(r["ratio_max_error"] for r in records)
-    return out
+    @property
+    def images(self) -> int:
+        return int(self.kept.sum())
 
-
-def _reward_figures(
-    rollouts: Sequence[Rollouts], mixed: Sequence[Advantages], names: Sequence[str], group: Group
-) -> dict[str, Any]:
-    """Means, spreads and shares by component over all ranks; sampled beside greedy, from step 0 on.
-
-    A component that applies to no image of this step has no mean: a number there would look like a reward.
-    """
-    sums: dict[str, float] = {"leases": float(len(rollouts))}
-    for name in names:
-        sampled = _present([r.scores[name].rewards for r in rollouts])
-        greedy = _present([r.scores[name].greedy_rewards for r in rollouts])
-        sums |= {f"{name} sampled": sampled.sum(), f"{name} squares": (sampled**2).sum(), f"{name} n": sampled.size,
-                 f"{name} greedy": greedy.sum(), f"{name} greedy n": greedy.size,
-                 f"{name} magnitude": sum(a.magnitudes[name] for a in mixed),
-                 f"{name} images": sum(a.applied[name] for a in mixed)}  # fmt: skip
-    lengths = _present([r.generation.lengths for r in rollouts])
-    sums |= {"length": lengths.sum(), "rows": lengths.size,
-             "finished": _present([r.generation.finished for r in rollouts]).sum(),
-             "left": sum(int((~a.kept).sum()) for a in mixed)}  # fmt: skip
-    total = dict(zip(sums, group.sum_values([float(value) for value in sums.values()]), strict=True))
-    out: dict[str, Any] = {}
-    shares = shares_of({name: total[f"{name} magnitude"] for name in names})
-    for name in names if total["leases"] else ():
-        out[f"reward/{name}/share"] = shares[name]
-        out[f"reward/{name}/images"] = int(total[f"{name} images"])
-        if total[f"{name} images"]:
-            mean = total[f"{name} sampled"] / total[f"{name} n"]
-            out[f"reward/{name}/sampled"] = mean
-            out[f"reward/{name}/spread"] = max(0.0, total[f"{name} squares"] / total[f"{name} n"] - mean**2) ** 0.5
-            out[f"reward/{name}/greedy"] = total[f"{name} greedy"] / total[f"{name} greedy n"]
-    out["images_without_reward"] = int(total["left"])
-    if total["rows"]:
-        out["length"], out["finished_share"] = total["length"] / total["rows"], total["finished"] / total["rows"]
-    return out
-
-
-def _present(arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-    """All values that are numbers, float64 [n]; a component's None is NaN."""
-    flat = np.concatenate([a.reshape(-1) for a in arrays]).astype(np.float64) if arrays else np.zeros(0)
-    return flat[~np.isnan(flat)]
+    def part(self, images: Any, samples: int) -> tuple[Any, Samples]:
+        """Some of its images, an index, and their rows."""
+        if isinstance(images, slice):
+            return images, self.samples
+        rows = (images[:, None] * samples + torch.arange(samples)).reshape(-1)
+        return images, self.samples.of(rows.to(self.samples.tokens.device))
 
 
 def seen_by(

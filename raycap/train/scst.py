@@ -21,6 +21,7 @@ from raycap.recipe import ClusterRecipe, SCSTRecipe
 from raycap.rewards.contract import Component, score_generation
 from raycap.rewards.mix import Mix
 from raycap.train.journal import Journal
+from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner, seen_by
 from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, training_state
@@ -44,6 +45,7 @@ def train_scst(
     journal: Journal,
     precision: torch.dtype = torch.float32,
     rollout_precision: torch.dtype = torch.float32,
+    labelled: LabelledSet | None = None,
 ) -> dict[str, Any]:
     """Train for `recipe.steps` steps from the captioner's present weights.
 
@@ -51,11 +53,12 @@ def train_scst(
         components: the reward by name; `weights` has the same names.
         precision: of the learner's products; the parameters that learn are float32.
         rollout_precision: of the copy that generates.
+        labelled: captions for `recipe.mle_weight`.
 
     Returns:
         best_cider, best_step, start_cider, steps, seconds.
     """
-    learner = Learner(captioner, features, recipe, weights, seed=seed, precision=precision)
+    learner = Learner(captioner, features, recipe, weights, seed=seed, precision=precision, labelled=labelled)
     steering = Steering(learner.mix, recipe.collapse_share, recipe.watch_looks)
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     started = time.perf_counter()

@@ -22,9 +22,10 @@ from raycap.recipe import RewardRecipe, ScheduleRecipe, SCSTRecipe
 from raycap.rewards.contract import score_generation
 from raycap.rewards.mix import Mix
 from raycap.rl.advantages import combine
-from raycap.train.learner import Learner, digest
+from raycap.train.learner import Learner
 from raycap.train.prompts import PromptSchedule
 from raycap.train.scst import generate_lease
+from raycap.train.step_figures import digest
 from raycap.types import CaptionBatch, ComponentScores, Generation, Lease, Prompt, Rollouts, WeightsId
 from tests.conftest import NumberTokenizer, TinyData
 

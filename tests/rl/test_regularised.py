@@ -1,0 +1,67 @@
+"""PPO's clipped loss and the KL penalty: worked by hand, their gradients, and NaN outside the mask."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from raycap.rl.losses import NORMALIZATIONS, clipped_loss, kl_penalty, policy_gradient_loss
+
+MASK = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+
+
+def logs(*ratios: float) -> Tensor:
+    return torch.tensor(ratios).log()
+
+
+def test_the_ratio_counts_up_to_the_clip_where_the_advantage_wants_more() -> None:
+    behavior = torch.zeros(2, 3)
+    behavior[MASK == 0] = math.nan
+    now = torch.stack([logs(1.5, 0.5, 1.0), logs(1.5, 1.0, 1.0)])
+    # advantage 2: min(1.5·2, 1.2·2) + min(0.5·2, 0.8·2); advantage −1: min(−1.5, −1.2)
+    expected = -((1.2 * 2 + 0.5 * 2) + (-1.5)) / 2
+    got = clipped_loss(now, behavior, MASK, torch.tensor([2.0, -1.0]), clip=0.2)
+    assert float(got) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_was_clipped_teaches_nothing_and_nothing_else_is_lost() -> None:
+    behavior = torch.zeros(2, 3)
+    now = torch.stack([logs(1.5, 0.5, math.nan), logs(1.5, math.nan, math.nan)]).requires_grad_()
+    clipped_loss(now, behavior, MASK, torch.tensor([2.0, -1.0]), clip=0.2).backward()
+    # d(ρA)/d log π = ρA, over two captions
+    assert now.grad is not None
+    assert now.grad.tolist() == pytest.approx([[0.0, -0.5, 0.0], [0.75, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_at_the_policy_that_sampled_the_gradient_is_reinforce_s(normalize: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    now = (-torch.rand(4, 3, generator=draw)).requires_grad_()
+    mask = torch.tensor([[1.0, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]])
+    advantages = torch.randn(4, generator=draw)
+    (expected,) = torch.autograd.grad(policy_gradient_loss(now, mask, advantages, normalize=normalize), now)
+    (got,) = torch.autograd.grad(clipped_loss(now, now.detach(), mask, advantages, clip=0.2, normalize=normalize), now)
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_kl_s_expectation_is_the_kl() -> None:
+    """All words of a vocabulary, each weighted by its probability."""
+    ours, theirs = (torch.log_softmax(torch.randn(7, generator=torch.Generator().manual_seed(n)), 0) for n in (1, 2))
+    mask = torch.ones(7, 1)
+    each = torch.stack([kl_penalty(ours[n : n + 1, None], theirs[n : n + 1, None], mask[:1]) for n in range(7)])
+    assert bool((each >= 0).all())
+    exact = (ours.exp() * (ours - theirs)).sum()
+    assert float((ours.exp() * each).sum()) == pytest.approx(float(exact), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+def test_the_kl_s_gradient_and_what_stands_outside_the_mask(normalize: str) -> None:
+    draw = torch.Generator().manual_seed(3)
+    now = (-torch.rand(2, 3, generator=draw, dtype=torch.float64)).requires_grad_()
+    other = -torch.rand(2, 3, generator=draw, dtype=torch.float64)
+    other[MASK == 0] = math.nan
+    assert torch.autograd.gradcheck(lambda x: kl_penalty(x, other, MASK.double(), normalize=normalize), now)
+    assert float(kl_penalty(now, now.detach(), MASK.double(), normalize=normalize).detach()) == 0
