@@ -78,3 +78,7 @@ class RewardError(WorkFailed):
 
 class Collapsed(WorkFailed):
     """The collapse guard stopped a run whose metric fell below half of its start."""
+
+
+class Stopped(WorkFailed):
+    """Training ended before its time because somebody asked; a checkpoint was written."""

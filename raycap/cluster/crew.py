@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from raycap.cluster.reaching import reached
 from raycap.errors import WorkFailed
 
 
@@ -73,13 +74,13 @@ class RolloutCrew:
         self.losses.append(f"{name}: {type(error).__name__}")
         print(f"{name} was lost ({str(error).splitlines()[0][:160]}); another takes its place", flush=True)
         try:
-            ray.get(self.exchange.worker_lost.remote(name))
-            delivered = ray.get(self.exchange.status.remote())["counts"].get("delivered", 0)
+            reached(lambda: self.exchange.worker_lost.remote(name))
+            delivered = reached(lambda: self.exchange.status.remote())["counts"].get("delivered", 0)
             if self.is_hopeless(delivered):
                 fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the "
                                    f"last one of: {error}",
                                    key="cluster.rollout_workers", value=self.size)  # fmt: skip
-                ray.get(self.exchange.fail.remote(fatal))
+                reached(lambda: self.exchange.fail.remote(fatal))
                 return
         except ray.exceptions.RayError:
             return  # without the Exchange the run is over; its learner says so

@@ -6,7 +6,8 @@
           lease expired (n times: the run ends, and says so)
 
 A step's leases become pending once version `step − max_policy_lag` is out. The learner calls `reset` at every start
-and restart, so the Exchange needs no persistence; whatever carries another incarnation is dropped and counted.
+and restart, and when it finds an Exchange that does not know it (Ray started it again), so the Exchange needs no
+persistence; whatever carries another incarnation is dropped and counted.
 Every lease (and with it every prompt) of an open step is in exactly one state; `_check` holds that at every change.
 """
 
@@ -71,6 +72,7 @@ class Exchange:
         self._takers: dict[int, set[int]] = {}  # ranks that have taken their share of a step
         self._weights_id: WeightsId | None = None
         self._weights: Any = None
+        self._doing: dict[tuple[int, int], tuple[str, float]] = {}  # by lease what its holder is at, and since when
         self._failure: RaycapError | None = None
         self._closed = False
         self._changed = asyncio.Condition()
@@ -81,18 +83,23 @@ class Exchange:
         async with self._changed:
             self.counts["dropped_at_reset"] += sum(s.state in (LEASED, READY) for s in self._slots.values())
             self._slots.clear()
+            self._doing.clear()
             self._takers.clear()
             self._opened = self._taken = step
             self._weights_id, self._weights = WeightsId(incarnation, -1), None
             self._closed = False
             self._changed.notify_all()
 
-    async def publish(self, weights_id: WeightsId, weights: list[Any]) -> None:
-        """New weights are out: `weights` holds the object reference (in a list, so that Ray does not resolve it)."""
+    async def publish(self, weights_id: WeightsId, weights: list[Any]) -> bool:
+        """New weights are out: `weights` holds the object reference (in a list, so that Ray does not resolve it).
+
+        Returns:
+            False when this Exchange knows nothing of the learner: it is a new one, and wants a `reset`.
+        """
         async with self._changed:
             if self._weights_id is None or weights_id.incarnation != self._weights_id.incarnation:
                 self.counts["dropped_weights"] += 1
-                return
+                return False
             self._weights_id, self._weights = weights_id, weights
             last = min(self.total_steps, weights_id.policy_version + self.lag + 1)
             while self._opened < last:
@@ -101,6 +108,7 @@ class Exchange:
                 self._opened += 1
             self._check()
             self._changed.notify_all()
+            return True
 
     async def lease(self, worker: str, known: WeightsId | None, wait_s: float = 1.0) -> dict[str, Any]:
         """The next slice to generate, for one worker.
@@ -118,6 +126,7 @@ class Exchange:
                 slot = next((s for s in self._slots.values() if s.state == PENDING), None)
                 if slot is not None and self._weights is not None:
                     slot.state, slot.holder, slot.since = LEASED, worker, time.monotonic()
+                    self._doing[slot.lease.step, slot.lease.number] = ("generates", slot.since)
                     self._check()
                     fresh = None if known == self._weights_id else self._weights
                     return {"lease": slot.lease, "weights_id": self._weights_id, "weights": fresh}
@@ -147,18 +156,32 @@ class Exchange:
             self._changed.notify_all()
             return slot.state == READY
 
+    async def give_back(self, worker: str, lease: Lease) -> None:
+        """A worker could not begin it: pending again, and nobody's fault."""
+        async with self._changed:
+            slot = self._slots.get((lease.step, lease.number))
+            if slot is not None and slot.state == LEASED and slot.holder == worker and slot.lease == lease:
+                self._redo(slot)
+                self._check()
+                self._changed.notify_all()
+
     async def take(
         self, step: int, rank: int, size: int, timeout_s: float, incarnation: int | None = None
-    ) -> list[Rollouts]:
+    ) -> list[Rollouts] | None:
         """This rank's slices of a step, in prompt order, once all of them are ready; those set aside are missing.
 
         Args:
             incarnation: of the learner that asks; rollouts of another one are not for it. None asks for any.
 
+        Returns:
+            None when this Exchange knows nothing of the learner: it is a new one, and wants a `reset`.
+
         Raises:
             RaycapError: what a worker reported by `fail`; WorkFailed when nothing moved for `timeout_s`.
         """
         async with self._changed:
+            if self._weights_id is None and incarnation is not None:
+                return None
             deadline = time.monotonic() + timeout_s
             moved = self._progress()
             while True:
@@ -175,8 +198,9 @@ class Exchange:
                 if self._progress() != moved:
                     moved, deadline = self._progress(), time.monotonic() + timeout_s
                 if time.monotonic() > deadline:
-                    raise WorkFailed(f"step {step} waits: {self._states()}", key="cluster.lease_timeout_s",
-                                     value=timeout_s, remedy="look at the rollout workers' logs")  # fmt: skip
+                    raise WorkFailed(f"step {step} got no further for so long: {self._who_waits()}",
+                                     key="cluster.stall_timeout_s", value=timeout_s,
+                                     remedy="raise it where that is slow and not stuck")  # fmt: skip
                 await self._wait(1.0)
             whole = [s for s in self._slots.values() if s.lease.step == step]
             if all(s.state == QUARANTINED for s in whole):
@@ -206,6 +230,12 @@ class Exchange:
             self._failure = self._failure or error
             self._changed.notify_all()
 
+    async def doing(self, worker: str, step: int, number: int, what: str) -> None:
+        """What the holder of a lease is at now; told when a run stalls."""
+        slot = self._slots.get((step, number))
+        if slot is not None and slot.holder == worker:
+            self._doing[step, number] = (what, time.monotonic())
+
     async def close(self) -> None:
         """The run is over: workers asking for leases are sent home."""
         async with self._changed:
@@ -222,6 +252,22 @@ class Exchange:
 
     def _states(self) -> dict[str, int]:
         return dict(Counter(slot.state for slot in self._slots.values()))
+
+    def _who_waits(self) -> str:
+        """In words: who waits for whom."""
+        if self._weights is None:
+            return "the learner has published no weights"
+        held = [s for s in self._slots.values() if s.state == LEASED]
+        if not held and any(s.state == PENDING for s in self._slots.values()):
+            return "leases are pending, and no rollout worker asks for one"
+        now, parts = time.monotonic(), []
+        for slot in held:
+            what, since = self._doing.get(
+                (slot.lease.step, slot.lease.number), ("has not said what it does", slot.since)
+            )
+            parts.append(f"{slot.holder}, which holds lease {slot.lease.step}/{slot.lease.number} since "
+                         f"{now - slot.since:.0f} s ago, {what} (for {now - since:.0f} s)")  # fmt: skip
+        return "; ".join(parts) or f"leases are {self._states()}"
 
     def _progress(self) -> tuple[Any, ...]:
         return tuple((s.state, s.lease.attempt) for s in self._slots.values())
@@ -262,6 +308,7 @@ class Exchange:
             del self._takers[step]
             for slot in mine:
                 del self._slots[slot.lease.step, slot.lease.number]
+                self._doing.pop((slot.lease.step, slot.lease.number), None)
             self._taken = step + 1
 
     async def _wait(self, seconds: float) -> None:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import itertools
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raycap.cluster.reaching import away, reached
 from raycap.cluster.tasks import on
 from raycap.cluster.train_job import built_together, rank_journal, together, training_group
 from raycap.data.dataset import PreparedDataset
 from raycap.data.features import FeatureStore
-from raycap.errors import RaycapError
+from raycap.errors import RaycapError, WorkFailed
 from raycap.models.checkpoint import load_captioner
 from raycap.models.recompute import recompute_blocks
 from raycap.recipe import Recipe
@@ -24,8 +26,9 @@ from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
 from raycap.train.optimizing import Group
 from raycap.train.resuming import load_training_state, same_step
-from raycap.train.scst import finish_step, first_look, summary
+from raycap.train.scst import finish_step, first_look, save, summary
 from raycap.train.steering import Steering
+from raycap.train.stopping import stop_if_asked
 from raycap.train.validation import Validator
 from raycap.whole_file import write_whole
 
@@ -37,8 +40,6 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         config: exchange (handle), recipe, seed, device, precision; start, features, folder (paths as strings);
             select_references; about; prepared (path) and labelled (image ids) for `scst.mle_weight`.
     """
-    import ray
-
     recipe: Recipe = config["recipe"]
     exchange = config["exchange"]
     group = training_group()
@@ -50,30 +51,37 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     error: RaycapError | None = None
     if group.rank == 0:
         learner.incarnation = next_incarnation(Path(config["folder"]))
-        ray.get(exchange.reset.remote(learner.incarnation, learner.step))
+        reached(lambda: exchange.reset.remote(learner.incarnation, learner.step))
         _publish(exchange, learner)
         if learner.step == 0:
             try:
                 first_look(learner, validator, steering, journal)
             except RaycapError as raised:
                 error = raised
-    learner.incarnation = int(group.sum_values([float(learner.incarnation) if group.rank == 0 else 0.0])[0])
+    learner.incarnation = _of_rank_0(learner.incarnation, group)
+    known = True  # by the Exchange: false once it answers like a new one
     while learner.step < recipe.scst.steps:
+        known = bool(_of_rank_0(known, group))
         queue = _queue(exchange, group)
         marks = [time.perf_counter()]
-        rollouts, error = _take(exchange, learner, group, recipe.cluster.lease_timeout_s, error)
+        rollouts, error = _take(
+            exchange, learner, group, config["folder"], recipe.cluster.stall_timeout_s, error, known
+        )
         marks.append(time.perf_counter())
         values = learner.update(rollouts)
         marks.append(time.perf_counter())
         if group.rank == 0:
-            _publish(exchange, learner)
+            known = _publish(exchange, learner)
         marks.append(time.perf_counter())
         values |= queue | _health(rollouts, learner.step - 1, marks, recipe.cluster.rollout_workers, group)
+        elapsed = seconds + time.perf_counter() - started
         if group.rank == 0:
             try:
-                finish_step(learner, values, validator, steering, journal, seconds + time.perf_counter() - started)
+                finish_step(learner, values, validator, steering, journal, elapsed)
             except RaycapError as raised:  # told to all ranks at the next take
                 error = raised
+        why = journal.stop_asked() if error is None else ""
+        stop_if_asked(group, why, learner.step, partial(save, learner, steering, journal, elapsed))
     together(group, error)  # the last look's
     seconds += time.perf_counter() - started
     return summary(learner, steering.keeper, seconds)
@@ -109,34 +117,69 @@ def next_incarnation(folder: Path) -> int:
     return number
 
 
-def _publish(exchange: Any, learner: Learner) -> None:
-    """Put the weights once; the Exchange passes the reference on.
+def _of_rank_0(number: int, group: Group) -> int:
+    return int(group.sum_values([float(number) if group.rank == 0 else 0.0])[0])
+
+
+def _publish(exchange: Any, learner: Learner) -> bool:
+    """Put the weights once; the Exchange passes the reference on. False when it does not know this learner, or is away.
 
     The reference's owner is this process: when it dies the object dies, and the restarted learner publishes anew.
     """
     import ray
 
     published = learner.publish()
-    ray.get(exchange.publish.remote(published.weights_id, [ray.put(published)]))
+    try:
+        return bool(ray.get(exchange.publish.remote(published.weights_id, [ray.put(published)])))
+    except ray.exceptions.RayActorError as error:
+        if not away(error):
+            raise
+        return False
 
 
 def _take(
-    exchange: Any, learner: Learner, group: Group, timeout_s: float, error: RaycapError | None
+    exchange: Any, learner: Learner, group: Group, folder: str, timeout_s: float, error: RaycapError | None, known: bool
 ) -> tuple[list[Any], RaycapError | None]:
-    """This rank's rollouts of a step. An error of any rank ends all ranks here, together."""
+    """This rank's rollouts of a step. An error of any rank ends all ranks here, together; an Exchange that was lost is
+    told where the learner stands, and the step is asked for again."""
     import ray
 
-    rollouts: list[Any] = []
-    if error is None:
+    while True:
+        rollouts: list[Any] | None = None
+        if error is None and known:
+            try:
+                ask = (learner.step, group.rank, group.size, timeout_s, learner.incarnation)
+                rollouts = ray.get(exchange.take.remote(*ask))
+            except ray.exceptions.RayTaskError as raised:
+                if not isinstance(raised.cause, RaycapError):
+                    raise
+                error = raised.cause
+            except ray.exceptions.RayActorError as raised:
+                if not away(raised):
+                    raise
+        together(group, error)
+        if not group.sum_values([float(rollouts is None)])[0]:
+            assert rollouts is not None
+            return rollouts, None
+        _introduce(exchange, learner, group, folder)
+        known = True
+
+
+def _introduce(exchange: Any, learner: Learner, group: Group, folder: str) -> None:
+    """To an Exchange that is new: what was out at the old one is dropped, and its step generated again."""
+    error: RaycapError | None = None
+    if group.rank == 0:
+        print(f"the Exchange was lost; step {learner.step} is generated again", flush=True)
+        learner.incarnation = next_incarnation(Path(folder))
         try:
-            ask = (learner.step, group.rank, group.size, timeout_s, learner.incarnation)
-            rollouts = ray.get(exchange.take.remote(*ask))
-        except ray.exceptions.RayTaskError as raised:
-            if not isinstance(raised.cause, RaycapError):
-                raise
-            error = raised.cause
+            reached(lambda: exchange.reset.remote(learner.incarnation, learner.step))
+        except Exception as raised:  # noqa: BLE001 - whatever Ray calls it, all ranks must hear of it
+            error = WorkFailed(f"the Exchange did not come back: {raised}"[:500], key="exchange",
+                               remedy="run the same command again")  # fmt: skip
+        else:
+            _publish(exchange, learner)  # should it be away once more, the next take says so
     together(group, error)
-    return rollouts, None
+    learner.incarnation = _of_rank_0(learner.incarnation, group)
 
 
 def _queue(exchange: Any, group: Group) -> dict[str, int]:
@@ -145,7 +188,12 @@ def _queue(exchange: Any, group: Group) -> dict[str, int]:
 
     if group.rank:
         return {}
-    states = ray.get(exchange.status.remote())["states"]
+    try:
+        states = ray.get(exchange.status.remote())["states"]
+    except ray.exceptions.RayActorError as error:
+        if not away(error):
+            raise
+        return {}
     return {f"queue/{state}": states.get(state, 0) for state in ("pending", "leased", "ready")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from raycap.cluster.data_stages import (
@@ -16,6 +17,7 @@ from raycap.cluster.data_stages import (
 )
 from raycap.cluster.evaluate_stage import evaluate_stage
 from raycap.cluster.lineage import check_inputs
+from raycap.cluster.signals import stopping_at_signals
 from raycap.cluster.stages import FOR_MEMORY, Run, Stage, clip_identity, trained_clips
 from raycap.cluster.storage import check_places, refuse_stale, working_in
 from raycap.cluster.tasks import connected
@@ -95,9 +97,9 @@ STAGES = {
         Stage("prepare", True, (), _prepare_values, prepare_stage),
         Stage("clip", True, ("prepare",), _clip_values, clip_stage),
         Stage("features", True, ("prepare",), _features_values, features_stage),
-        Stage("mle", False, ("features",), _mle_values, mle_stage),
-        Stage("scst", False, ("mle",), _scst_values, scst_stage),
-        Stage("mle_continued", False, ("mle", "scst"), _mle_continued_values, mle_continued_stage),
+        Stage("mle", False, ("features",), _mle_values, mle_stage, stops=True),
+        Stage("scst", False, ("mle",), _scst_values, scst_stage, stops=True),
+        Stage("mle_continued", False, ("mle", "scst"), _mle_continued_values, mle_continued_stage, stops=True),
         Stage("evaluate", True, ("mle", "scst", "mle_continued"), _evaluate_values, evaluate_stage),
     )
 }  # fmt: skip
@@ -167,7 +169,8 @@ def _run_stage(run: Run, name: str, seed: int) -> None:
         print(f"{folder.label:<14}  finished before, reused", flush=True)
         return
     started = time.perf_counter()
-    results = STAGES[name].run(run, seed)
+    with stopping_at_signals(run.path(name, seed)) if STAGES[name].stops else nullcontext():
+        results = STAGES[name].run(run, seed)
     wall = time.perf_counter() - started
     folder.finish({**results, "wall_seconds": wall})
     print(f"{folder.label:<14}  finished in {clock(wall)}", flush=True)

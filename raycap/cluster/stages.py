@@ -42,6 +42,7 @@ class Stage:
         inputs: stages whose results it reads, where the recipe has them.
         values: the recipe values that its result hangs on.
         run: does it.
+        stops: it can be asked to write a checkpoint and end.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     inputs: tuple[str, ...]
     values: Callable[[Recipe], Mapping[str, Any]]
     run: Callable[[Run, int], dict[str, Any]]
+    stops: bool = False
 
 
 class Run:

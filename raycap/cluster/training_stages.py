@@ -15,6 +15,7 @@ from raycap.cluster.exchange import Exchange
 from raycap.cluster.following import followed
 from raycap.cluster.learner_loop import scst_loop
 from raycap.cluster.precision import stage_precision
+from raycap.cluster.reaching import reached
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
 from raycap.cluster.stages import Run
@@ -165,7 +166,9 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     precision = stage_precision(run, "scst", seed)
     # On the driver's node, which on a cluster is the head: an actor without CPUs would land anywhere, spot nodes too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(
+    exchange = ray.remote(Exchange).options(
+        num_cpus=0, max_concurrency=1000, scheduling_strategy=here, max_restarts=-1, max_task_retries=0
+    ).remote(
         schedule,
         total_steps=recipe.scst.steps,
         max_policy_lag=recipe.scst.max_policy_lag,
@@ -189,7 +192,8 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     if run.device == "cuda":
         roles = ["learner", "rollout", *recipe.rewards]
         print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
-    pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
+    pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards},
+                        timeout_s=recipe.cluster.reward_timeout_s)  # fmt: skip
     try:
         with RolloutCrew(
             _rollout_starter(run, seed, pools, precision["rollout"]), exchange, recipe.cluster.rollout_workers
@@ -198,8 +202,8 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
             write_json(folder / "rewards.json", signatures)
             with followed(folder, "scst"):
                 results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
-            status = ray.get(exchange.status.remote())
-            ray.get(exchange.close.remote())
+            status = reached(lambda: exchange.status.remote())
+            reached(lambda: exchange.close.remote())
             return {**results, "rewards": signatures, "exchange": status, "workers_lost": crew.losses}
     finally:
         for actor in [exchange, *(a for pool in pools.actors.values() for a in pool)]:
@@ -286,6 +290,7 @@ def _rollout_starter(run: Run, seed: int, pools: RewardPools, precision: str) ->
             threads=recipe.cluster.rollout_threads,
             device=run.device_of("rollout"),
             precision=precision,
+            ahead=recipe.cluster.leases_ahead,
         )
 
     return start

@@ -251,7 +251,7 @@ class SCSTRecipe(Learning):
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are validated and kept")
     max_policy_lag: int = Field(
-        0, ge=0, le=1, description="0: synchronous; 1: prompts are generated one version behind"
+        0, ge=0, le=64, description="versions that captions may be behind; 0: synchronous, equal to one process"
     )
     importance: Literal["none", "token", "sequence"] = Field("token", description="weights of stale samples, lag > 0")
     importance_cap: float = Field(2.0, gt=0, description="they are truncated here")
@@ -309,5 +309,14 @@ class ClusterRecipe(Section):
         "more time"
     )  # fmt: skip
     lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")
+    leases_ahead: Positive = Field(
+        2, description="leases of a rollout worker whose rewards may be out while it generates the next"
+    )
+    stall_timeout_s: float = Field(
+        1800.0, gt=0, description="a run in which nothing moves for so long fails, and says who waits for whom"
+    )
+    reward_timeout_s: float = Field(
+        600.0, gt=0, description="a reward actor that answers no sooner is started again; the second time the run fails"
+    )
     max_failures: int = Field(2, ge=0, description="restarts of the learner's worker group")
     quarantine_after: Positive = Field(3, description="a lease that killed this many workers is set aside")

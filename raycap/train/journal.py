@@ -21,6 +21,7 @@ from raycap.errors import CheckpointError
 from raycap.models.checkpoint import WEIGHTS, fill_captioner, read_about, recover_folder, save_captioner, write_folder
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import load_tokenizer
+from raycap.train.stopping import STOP
 from raycap.whole_file import write_whole
 
 TRAINER = "trainer.pt"
@@ -33,6 +34,7 @@ class Journal(Protocol):
     def save(self, step: int, captioner: PrefixCaptioner, state: Mapping[str, Any]) -> None: ...
     def save_best(self, captioner: PrefixCaptioner, about: Mapping[str, Any]) -> None: ...
     def restore(self) -> tuple[Path, dict[str, Any]] | None: ...
+    def stop_asked(self) -> str: ...
 
 
 class FolderJournal:
@@ -79,6 +81,13 @@ class FolderJournal:
 
     def save_best(self, captioner: PrefixCaptioner, about: Mapping[str, Any]) -> None:
         save_captioner(self.folder / "best", captioner, {**self.about, **about})
+
+    def stop_asked(self) -> str:
+        """Why somebody wants the stage to stop; empty when nobody does."""
+        file = self.folder / STOP
+        with suppress(FileNotFoundError):
+            return file.read_text().strip() or "asked to"
+        return ""
 
     def restore(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that can be read, or None; log lines after it are cut off.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from raycap.train.labelled import LabelledSet
 from raycap.train.optimizing import Alone, Average, Group, adamw, clip_gradients, micro_batches, set_lr, warmup_cosine
 from raycap.train.resuming import load_training_state, same_step, training_state
 from raycap.train.seeding import DROPOUT, seed_torch
+from raycap.train.stopping import stop_if_asked
 from raycap.train.validation import BestKeeper, Validator
 from raycap.train.views import training_views
 from raycap.whole_file import write_whole
@@ -75,11 +77,12 @@ def train_mle(
     """
     group = group or Alone()
     optimizer = adamw(captioner, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    average, keeper = Average(captioner, recipe.ema), BestKeeper()
+    average, so_far = Average(captioner, recipe.ema), _SoFar()
+    keeper = so_far.keeper
     once = labelled.steps_per_epoch(recipe.batch_size)
     per_epoch = once * -(-recipe.epoch_steps // once)  # whole passes over the images
     planned = control.steps if control else recipe.epochs * per_epoch
-    step, seconds = load_training_state(journal, captioner, optimizer, average, keeper)
+    step, seconds = load_training_state(journal, captioner, optimizer, average, so_far)
     same_step(group, step)
     if control and step == 0:  # the control keeps what it started from when nothing later is better
         _look(captioner, validator, keeper, journal, 0, group)
@@ -99,14 +102,17 @@ def train_mle(
             return spent() >= limit
         return step >= planned or (control is None and keeper.looks_since >= recipe.patience)
 
-    losses: list[float] = []
     total = planned  # where seconds end it: what the pace so far foretells, so that the cosine arrives with them
     captioner.train()
+
+    def save() -> None:
+        journal.save(step, captioner, training_state(optimizer, average, so_far, elapsed))
+
     ended = over()
     while not ended:
         factor = warmup_cosine(step, warmup=recipe.warmup_steps, total=total, floor=recipe.lr_floor)
         set_lr(optimizer, recipe.lr * factor)
-        losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group, precision))
+        so_far.losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group, precision))
         average.update()
         step += 1
         ended = over()
@@ -115,9 +121,9 @@ def train_mle(
         if due:
             with average.applied():
                 record |= _look(captioner, validator, keeper, journal, step, group)
-            record |= {"epoch": step / once, "train_loss": sum(losses) / len(losses),
+            record |= {"epoch": step / once, "train_loss": sum(so_far.losses) / len(so_far.losses),
                        "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
-            losses = []
+            so_far.losses = []
             ended = over()  # this look may have been the one that patience waited for
         elapsed = spent()
         if limit is not None:
@@ -127,9 +133,25 @@ def train_mle(
                 _record_steps(control, total, group)
         journal.log({**record, "total_steps": total, "seconds": elapsed})
         if due:
-            journal.save(step, captioner, training_state(optimizer, average, keeper, elapsed))
+            save()
+        if not ended:
+            stop_if_asked(group, journal.stop_asked(), step, save)
     seconds = spent()
     return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}
+
+
+class _SoFar:
+    """What goes into a checkpoint beside weights and optimizer: the looks at `select`, and an epoch's losses so far."""
+
+    def __init__(self) -> None:
+        self.keeper, self.losses = BestKeeper(), list[float]()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.keeper.state_dict(), "losses": self.losses}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.losses = list(state.get("losses", ()))  # older checkpoints were written at the end of an epoch alone
+        self.keeper.load_state_dict({key: value for key, value in state.items() if key != "losses"})
 
 
 def _step(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from raycap.rewards.mix import Mix
 from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner, seen_by
+from raycap.train.optimizing import Alone
 from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, training_state
 from raycap.train.steering import Steering
+from raycap.train.stopping import stop_if_asked
 from raycap.train.validation import BestKeeper, Validator
 from raycap.types import Generation, Lease, Rollouts
 
@@ -78,6 +81,7 @@ def train_scst(
         values = learner.update(rollouts)
         elapsed = seconds + time.perf_counter() - started
         finish_step(learner, values, validator, steering, journal, elapsed)
+        stop_if_asked(Alone(), journal.stop_asked(), learner.step, partial(save, learner, steering, journal, elapsed))
     seconds += time.perf_counter() - started
     return summary(learner, steering.keeper, seconds)
 
@@ -117,8 +121,13 @@ def finish_step(
         seen["warning"] = "; ".join(filter(None, [warning, seen.get("warning", "")]))
     journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
     if due:
-        state = training_state(learner.optimizer, learner.average, steering, elapsed)
-        journal.save(learner.step, learner.captioner, state)
+        save(learner, steering, journal, elapsed)
+
+
+def save(learner: Learner, steering: Steering, journal: Journal, elapsed: float) -> None:
+    """A checkpoint of where the learner stands."""
+    state = training_state(learner.optimizer, learner.average, steering, elapsed)
+    journal.save(learner.step, learner.captioner, state)
 
 
 FAR_BELOW = 0.6
