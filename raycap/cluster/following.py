@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raycap.train.bottleneck import bottleneck
 from raycap.train.progress import Progress
 
 
@@ -69,4 +70,6 @@ def describe(record: Mapping[str, Any]) -> str:
             parts.append(f"{name} {record[key]:.3f} (greedy {record[f'reward/{name}/greedy']:.3f})")
     if "select_cider" in record:
         parts.append(f"select CIDEr-D {record['select_cider']:.3f}")
+    if where := bottleneck(record):
+        parts.append(where)
     return "  ".join(parts)

@@ -43,7 +43,9 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     recipe: Recipe = config["recipe"]
     exchange = config["exchange"]
     group = training_group()
-    journal = rank_journal(config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"])
+    journal = rank_journal(
+        config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging
+    )
     learner, steering, seconds = built_together(group, lambda: _set_up(config, journal, group))
     validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
     same_step(group, learner.step)
@@ -205,6 +207,7 @@ def _health(rollouts: list[Any], step: int, marks: list[float], workers: int, gr
     """
     parts = ("weights", "generate", "reward")
     lags = [step - r.weights_id.policy_version for r in rollouts]
+    names = sorted({name for r in rollouts for name in r.scores})
     mine = [*(sum(r.seconds.get(part, 0.0) for r in rollouts) for part in parts), sum(lags), len(lags)]
     *busy, lag, leases = group.sum_values([float(value) for value in mine])
     wait, learn, publish = (after - before for before, after in itertools.pairwise(marks))
@@ -212,8 +215,10 @@ def _health(rollouts: list[Any], step: int, marks: list[float], workers: int, gr
     return {
         "seconds/wait": wait, "seconds/learn": learn, "seconds/publish": publish,
         **{f"seconds/{part}": value for part, value in zip(parts, busy, strict=True)},
+        # the components' own work, of this rank's leases; `seconds/reward` is the wait for them, queues included
+        **{f"seconds/reward/{name}": sum(r.scores[name].seconds for r in rollouts) for name in names},
         "idle/learner": wait / whole,
         # at lag > 0 actors work ahead: in a step they may have been busy for longer than it took
-        "idle/actors": max(0.0, 1.0 - sum(busy) / (workers * whole)),
+        "idle/actors": max(0.0, 1.0 - (busy[0] + busy[1]) / (workers * whole)),
         "policy_lag": lag / max(1.0, leases),
     }  # fmt: skip

@@ -175,8 +175,7 @@ class RewardPools:
             said, image = asked.generation.captions[0], asked.lease.image_ids[0]
             raise WorkFailed(f"did not answer for {self.timeout_s:g} s, {asked.late} times over; the batch begins with "
                              f"{said!r} of image {image}", key=f"rewards.{asked.name}",
-                             remedy="raise cluster.reward_timeout_s where it is slow and not stuck; lower scst.lease_size",
-                             )  # fmt: skip
+                             remedy="raise cluster.reward_timeout_s where it is slow and not stuck")  # fmt: skip
         print(f"rewards.{asked.name} has not answered for {self.timeout_s:g} s: its actor is started again", flush=True)
         ray.kill(asked.actor, no_restart=False)
         asked.ref = None

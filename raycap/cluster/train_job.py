@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raycap.cluster.allocator import ALLOCATOR
+from raycap.cluster.metrics import ray_metrics
 from raycap.cluster.tasks import one_node
 from raycap.errors import RaycapError, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
-from raycap.recipe import ClusterRecipe
+from raycap.recipe import ClusterRecipe, LoggingRecipe
 from raycap.train.journal import FolderJournal
 from raycap.train.optimizing import Alone, Group
+from raycap.train.sinks import all_of, sinks_of
 
 Built = TypeVar("Built")
 
@@ -80,9 +82,26 @@ def built_together(group: Group, build: Callable[[], Built]) -> Built:
     return made
 
 
-def rank_journal(folder: str, group: Group, *, keep: int, about: Mapping[str, Any]) -> FolderJournal:
-    kind = FolderJournal if group.rank == 0 else FollowerJournal
-    return kind(Path(folder), keep=keep, about=about)
+def rank_journal(
+    folder: str, group: Group, *, keep: int, about: Mapping[str, Any], logging: LoggingRecipe
+) -> FolderJournal:
+    """The journal of this rank; rank 0's log goes to Ray's metrics and to where `logging` says, too.
+
+    Raises:
+        RecipeError: on every rank, when a library that `logging` asks for is not there.
+    """
+    if group.rank:
+        together(group, None)
+        return FollowerJournal(Path(folder), keep=keep, about=about)
+    path = Path(folder)
+
+    def watched() -> FolderJournal:
+        path.mkdir(parents=True, exist_ok=True)
+        run = f"{about.get('run', path.parent.name)}/{path.name}"
+        sinks = [*sinks_of(logging, path, run), ray_metrics(run)]
+        return FolderJournal(path, keep=keep, about=about, watch=all_of(sinks))
+
+    return built_together(group, watched)
 
 
 def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:

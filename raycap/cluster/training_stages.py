@@ -139,7 +139,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     features, captioner = built_together(group, set_up)
     features.warm(views=recipe.mle.views)
-    journal = rank_journal(config["folder"], group, keep=2, about=config["about"])
+    journal = rank_journal(config["folder"], group, keep=2, about=config["about"], logging=recipe.logging)
     max_length = recipe.captioner.max_length
     return train_mle(
         captioner,

@@ -288,6 +288,12 @@ class EvaluateRecipe(Section):
     report_images: int = Field(24, ge=0, description="pictures in the report")
 
 
+class LoggingRecipe(Section):
+    tensorboard: bool = Field(True, description="event files too, in STAGE/tensorboard")
+    mlflow: str | None = Field(None, description="tracking URI of MLflow (pip install mlflow)")
+    wandb: str | None = Field(None, description="project of Weights & Biases (pip install wandb)")
+
+
 class ClusterRecipe(Section):
     rollout_workers: Positive = Field(2, description="actors that generate")
     rollout_cpus: float = Field(0.5, ge=0, description="of each rollout worker")

@@ -14,6 +14,7 @@ from raycap.recipe.sections import (
     DataRecipe,
     EvaluateRecipe,
     FeaturesRecipe,
+    LoggingRecipe,
     MLEContinuedRecipe,
     MLERecipe,
     RewardRecipe,
@@ -55,6 +56,7 @@ class Recipe(Section):
     scst: SCSTRecipe = Field(default_factory=lambda: SCSTRecipe(), description="self-critical sequence training")
     rewards: dict[str, RewardRecipe] = Field({"cider": RewardRecipe()}, description="components by name")
     evaluate: EvaluateRecipe = Field(default_factory=lambda: EvaluateRecipe(), description="metrics and report")
+    logging: LoggingRecipe = Field(default_factory=lambda: LoggingRecipe(), description="where else the log goes")
     cluster: ClusterRecipe = Field(default_factory=lambda: ClusterRecipe(), description="actors and their resources")
 
     @model_validator(mode="after")

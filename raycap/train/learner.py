@@ -38,7 +38,7 @@ from raycap.train.optimizing import (
     warmup_cosine,
     warmup_linear,
 )
-from raycap.train.step_figures import digest, mean_of, reward_figures
+from raycap.train.step_figures import digest, mean_of, prompts_digest, reward_figures
 from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
 
@@ -126,6 +126,7 @@ class Learner:
             **mean_of([lease.diagnostics for lease in leases if lease.images]),
             **reward_figures(rollouts, mixed, self.mix.names, self.group),
             **{f"reward/{name}/weight": weight for name, weight in weights.items()},
+            "prompts": prompts_digest(rollout.lease for rollout in rollouts),
             "rollouts": digest(rollouts),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from raycap.rl.advantages import Advantages, shares_of
 from raycap.train.optimizing import Group
-from raycap.types import Rollouts
+from raycap.types import Lease, Rollouts
 
 
 def digest(rollouts: Sequence[Rollouts]) -> str:
@@ -25,6 +25,15 @@ def digest(rollouts: Sequence[Rollouts]) -> str:
             arrays += [rollout.scores[name].rewards, rollout.scores[name].greedy_rewards]
         for array in arrays:
             found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def prompts_digest(leases: Iterable[Lease]) -> str:
+    """Of the images of some leases, in order: what an epoch went through can be told from the log."""
+    found = blake2b(digest_size=8)
+    for lease in leases:
+        for prompt in lease.prompts:
+            found.update(f"{prompt.position} {prompt.image_id}\n".encode())
     return found.hexdigest()
 
 

@@ -23,6 +23,7 @@ from raycap.rewards.contract import build_component
 from raycap.train.journal import FolderJournal, read_log
 from raycap.train.scst import train_scst
 from raycap.train.validation import Validator
+from tests.processes import processes
 
 pytestmark = pytest.mark.ray
 
@@ -209,7 +210,7 @@ def _kill_learner_after_checkpoint(folder: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (folder / "checkpoints" / "step-000003").exists():
-            for pid in _processes("ray::RayTrainWorker"):
+            for pid in processes("ray::RayTrainWorker"):
                 os.kill(pid, signal.SIGKILL)
             return
         time.sleep(0.002)
@@ -218,33 +219,8 @@ def _kill_learner_after_checkpoint(folder: Path) -> None:
 def _kill_a_rollout_worker() -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        pids = _processes("ray::RolloutActor.run")
+        pids = processes("ray::RolloutActor.run")
         if pids:
             os.kill(pids[0], signal.SIGKILL)
             return
         time.sleep(0.05)
-
-
-def _processes(title: str) -> list[int]:
-    """This user's processes of that title below our own Ray."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if line.startswith(title) and os.getpid() in _ancestors(int(entry.name)):
-            found.append(int(entry.name))
-    return found
-
-
-def _ancestors(pid: int) -> list[int]:
-    chain = []
-    while pid > 1:
-        try:
-            # the command's name, in parentheses, may hold anything: the parent stands second after it
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            break
-        chain.append(pid)
-    return chain

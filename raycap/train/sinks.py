@@ -1,0 +1,101 @@
+"""Where else a stage's log goes: TensorBoard, MLflow, Weights & Biases. The log itself is a file, `log.jsonl`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raycap.errors import RecipeError
+from raycap.recipe import LoggingRecipe
+
+Sink = Callable[[Mapping[str, Any]], None]
+
+
+def sinks_of(recipe: LoggingRecipe, folder: Path, run: str) -> list[Sink]:
+    """Of a stage that writes into `folder`, begun anew or resumed.
+
+    Args:
+        run: its name among others, such as "flickr8k/scst".
+
+    Raises:
+        RecipeError: a library that is asked for is not installed.
+    """
+    made: list[Sink] = []
+    if recipe.tensorboard:
+        made.append(_tensorboard(folder / "tensorboard"))
+    if recipe.mlflow:
+        made.append(_mlflow(recipe.mlflow, run))
+    if recipe.wandb:
+        made.append(_wandb(recipe.wandb, run, folder))
+    return made
+
+
+def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """What of a record can be drawn: numbers, but for the step itself."""
+    return {key: float(value) for key, value in record.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "total_steps")}  # fmt: skip
+
+
+def all_of(sinks: Sequence[Sink]) -> Sink:
+    def watch(record: Mapping[str, Any]) -> None:
+        for sink in sinks:
+            sink(record)
+
+    return watch
+
+
+def _tensorboard(folder: Path) -> Sink:
+    from tensorboardX import SummaryWriter
+
+    writer: list[Any] = []  # opened with the first record: its file name holds the time, and a resume makes another
+
+    def log(record: Mapping[str, Any]) -> None:
+        if "step" not in record:
+            return
+        if not writer:
+            # What an interrupted start wrote beyond its last checkpoint is cut off there.
+            writer.append(SummaryWriter(str(folder), purge_step=record["step"], flush_secs=10))
+        for name, value in numbers_of(record).items():
+            writer[0].add_scalar(name, value, record["step"])
+        writer[0].flush()
+
+    return log
+
+
+def _mlflow(uri: str, run: str) -> Sink:
+    try:
+        import mlflow
+    except ImportError as error:
+        raise _missing("mlflow", uri) from error
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("raycap")
+    known = mlflow.search_runs(filter_string=f"tags.raycap = '{run}'", output_format="list")
+    begun = mlflow.start_run(run_id=known[0].info.run_id if known else None, run_name=run, tags={"raycap": run})
+    client = mlflow.MlflowClient()
+
+    def log(record: Mapping[str, Any]) -> None:
+        if "step" in record:
+            for name, value in numbers_of(record).items():
+                client.log_metric(begun.info.run_id, name, value, step=record["step"])
+
+    return log
+
+
+def _wandb(project: str, run: str, folder: Path) -> Sink:
+    try:
+        import wandb
+    except ImportError as error:
+        raise _missing("wandb", project) from error
+    begun = wandb.init(project=project, name=run, id=run.replace("/", "-"), resume="allow", dir=str(folder))
+
+    def log(record: Mapping[str, Any]) -> None:
+        if "step" in record:
+            begun.log(numbers_of(record), step=record["step"])
+
+    return log
+
+
+def _missing(name: str, value: str) -> RecipeError:
+    return RecipeError(f"the package {name} is not installed", key=f"logging.{name}", value=value,
+                       remedy=f"pip install {name}, on every node that learns")  # fmt: skip
