@@ -130,7 +130,7 @@ def _publish(exchange: Any, learner: Learner) -> bool:
     """
     import ray
 
-    published = learner.publish()
+    learner.published = published = learner.publish(learner.published)  # the one before was copied by `put`
     try:
         return bool(ray.get(exchange.publish.remote(published.weights_id, [ray.put(published)])))
     except ray.exceptions.RayActorError as error:

@@ -85,6 +85,7 @@ class Learner:
         self.mix = weights if isinstance(weights, Mix) else Mix.constant(weights)
         self.group = group or Alone()
         self.step, self.incarnation = 0, 0
+        self.published: WeightSnapshot | None = None
         self.parameters = [p for p in captioner.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
         self.average = Average(captioner, recipe.ema)
@@ -94,9 +95,9 @@ class Learner:
         """Identity of the policy now, which generates step `self.step` at lag 0."""
         return WeightsId(self.incarnation, self.step)
 
-    def publish(self) -> WeightSnapshot:
-        """A copy of the policy now."""
-        return snapshot(self.captioner, self.weights_id)
+    def publish(self, into: WeightSnapshot | None = None) -> WeightSnapshot:
+        """A copy of the policy now; in the memory of an earlier one that nobody needs any more, when given."""
+        return snapshot(self.captioner, self.weights_id, None if into is None else into.buffer)
 
     def update(self, rollouts: Sequence[Rollouts]) -> dict[str, Any]:
         """Learn from this rank's leases of a step: one optimizer step, or several where PPO goes through them again.
