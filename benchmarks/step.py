@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from language_models import BUILD, LIMIT, Prescribed, hugging_face, plain, prescribed
+from language_models import BUILD, LIMIT, Prescribed, hugging_face, plain, prescribed, weights_of
 from torch import Tensor
 
 from raycap.data.features import FeatureStore, write_meta, write_shard
@@ -58,7 +58,8 @@ def main() -> None:
         if asked.scoring:
             print(task.scoring_peak())
             return
-        report = {"model": asked.model, "images": asked.images, "samples": asked.samples, "device": asked.device,
+        report = {"model": asked.model, "weights": weights_of(asked.model), "images": asked.images,
+                  "samples": asked.samples, "device": asked.device,
                   "threads": torch.get_num_threads(), **compare(task, asked.rounds)}  # fmt: skip
     # a process each: memory that was freed and kept would hide what the next one needs
     command = [

@@ -1,8 +1,8 @@
-"""Gradients of large tables, added to what is there already instead of made beside it.
+"""Gradients of embeddings and output layers, added to what is there already instead of made beside it.
 
-The gradient of an embedding or an output layer is as large as the layer, and each small batch of a step would make one
-of its own only to have it added to the sum. Inside `in_place()` such a gradient goes straight into the parameter's
-`.grad`, once there is one, and autograd is told that nothing is left to add.
+Such a gradient is as large as its table, and each small batch of a step would make one only to have it added to the
+sum. Inside `in_place()` it goes straight into the parameter's `.grad`, and autograd is told that nothing is left to
+add. That is so from the second small batch on (the first one makes the sum), on a processor, for float32 parameters.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Of this thread: the processor's part of a backward pass runs in the thread that called for it.
 _asked = threading.local()
@@ -21,9 +22,10 @@ _asked = threading.local()
 
 @contextmanager
 def in_place() -> Iterator[None]:
-    """Around the `backward()` of a loop that sums gradients over small batches.
+    """Around the plain `backward()` of a loop that sums gradients over small batches, one thread a model.
 
-    Not around `torch.autograd.grad`, which would find these gradients missing and the parameters' `.grad` changed.
+    Not around `torch.autograd.grad` or `backward(inputs=...)`: these gradients would be missing there, and the
+    parameters' `.grad` changed.
     """
     before, _asked.for_ = getattr(_asked, "for_", False), True
     try:
@@ -33,20 +35,24 @@ def in_place() -> Iterator[None]:
 
 
 def sum_of(parameter: Tensor) -> Tensor | None:
-    """The parameter's gradient so far, to add to; None where the gradient must be left to autograd: nobody said
-    `in_place()`, there is none yet, it lies elsewhere or is of another type, or somebody waits for it with a hook."""
-    plain = type(parameter) is nn.Parameter and parameter.is_leaf and parameter.device.type == "cpu"
-    if not (getattr(_asked, "for_", False) and plain) or parameter.grad is None:
+    """The parameter's gradient so far, to add to; None where the gradient must be left to autograd.
+
+    That is: outside `in_place()`, for the first small batch, on a GPU, for parameters of another type than float32 or
+    of a class of their own (sharded ones), and where a hook of the parameter waits for its gradient.
+    """
+    if not getattr(_asked, "for_", False) or type(parameter) is not nn.Parameter or parameter.grad is None:
         return None
     hooked = parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
-    return None if hooked or parameter.grad.dtype != torch.float32 else parameter.grad
+    fits = parameter.device.type == "cpu" and parameter.grad.dtype == torch.float32
+    return parameter.grad if fits and not hooked else None
 
 
 class SummingEmbedding(nn.Embedding):
     """An embedding whose gradient can go straight into the sum."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.weight.device.type != "cpu" or not (torch.is_grad_enabled() and self.weight.requires_grad):
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        if not learns or self.weight.device.type != "cpu" or type(self.weight) is not nn.Parameter:
             return super().forward(input)
         return _Lookup.apply(input, self.weight, self.padding_idx)
 
@@ -65,19 +71,19 @@ def _is_plain(layer: nn.Embedding) -> bool:
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor, padding: int | None) -> Tensor:
-        ctx.save_for_backward(tokens, weight)
-        ctx.padding = padding
+        ctx.save_for_backward(tokens)
+        ctx.parameter, ctx.padding = weight, padding
         return nn.functional.embedding(tokens, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, None]:
-        tokens, weight = ctx.saved_tensors
-        into = sum_of(weight)
+        (tokens,) = ctx.saved_tensors
+        into = sum_of(ctx.parameter)
         tokens, rows = tokens.reshape(-1), gradient.reshape(-1, gradient.shape[-1])
         if ctx.padding is not None:  # as torch does it: what stands for nothing is not learned
             read = tokens != ctx.padding
             tokens, rows = tokens[read], rows[read]
-        with torch.no_grad():
-            found = torch.zeros_like(weight) if into is None else into
-            found.index_add_(0, tokens, rows.to(found.dtype))
+        found = torch.zeros_like(ctx.parameter) if into is None else into
+        found.index_add_(0, tokens, rows.to(found.dtype))
         return None, found if into is None else None, None

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from raycap.models.accumulate import sum_of
 from raycap.models.products import PIECE, linear, multiply, onednn_linear
@@ -81,10 +82,9 @@ class Readout:
         return replace(self, hidden=torch.cat([self.hidden, other.hidden]))
 
 
-CHUNK = {"cpu": 1 << 22}
-"""Probabilities that scoring keeps for the gradient, and logits that it holds at a time, in numbers, by kind of device
-(16 MiB). 1 << 24 is about 5% faster, because fewer are computed twice, and takes up to half as much memory again."""
-_CHUNK_ELSEWHERE = 1 << 24
+CPU_CHUNK, CHUNK = 1 << 22, 1 << 24
+"""Probabilities that scoring keeps for the gradient, and logits that it holds at a time, in numbers: on a processor
+(16 MiB; docs/performance.md says what more of them would cost and save) and elsewhere."""
 
 
 def readout_logprobs(readout: Readout, tokens: Tensor, temperature: float = 1.0, *, chunk: int | None = None) -> Tensor:
@@ -96,7 +96,7 @@ def readout_logprobs(readout: Readout, tokens: Tensor, temperature: float = 1.0,
     Args:
         readout: of M rows.
         tokens: int64 [M].
-        chunk: numbers held at a time; the device's `CHUNK` when None.
+        chunk: numbers held at a time; see `CHUNK` when None.
     """
     if readout.weight is None:
         logits = readout.logits.float()
@@ -123,7 +123,9 @@ def _chunked(
     readout: Readout, tokens: Tensor, temperature: float, chunk: int | None, *, entropy: bool
 ) -> tuple[Tensor, Tensor]:
     hidden = readout.hidden
-    rows = max(1, (chunk or CHUNK.get(hidden.device.type, _CHUNK_ELSEWHERE)) // readout.words)
+    if chunk is None:
+        chunk = CPU_CHUNK if hidden.device.type == "cpu" else CHUNK
+    rows = max(1, chunk // readout.words)
     if torch.is_autocast_enabled(hidden.device.type):  # of which the backward pass knows nothing
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     return _Chunked.apply(hidden, readout.weight, readout.bias, tokens, temperature, rows, entropy)
@@ -146,7 +148,7 @@ class _Chunked(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, rows: int,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.given, ctx.parameter = weight.dtype, weight  # the parameter itself: of a saved tensor only the data come
+        ctx.given, ctx.parameter = weight.dtype, weight  # the parameter itself: what is saved may be its cast
         weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         picked = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         spreads = torch.zeros_like(picked) if entropy else picked.new_empty(0)
@@ -162,6 +164,7 @@ class _Chunked(torch.autograd.Function):
         return picked, spreads
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, of_spreads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, spreads, kept = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
