@@ -124,7 +124,7 @@ class Learner:
         return {
             **self._figures(told),
             "lr": self.optimizer.param_groups[0]["lr"],
-            **mean_of([lease.diagnostics for lease in leases if lease.images]),
+            **mean_of([lease.diagnostics for lease in leases if lease.diagnostics]),
             **reward_figures(rollouts, mixed, self.mix.names, self.group),
             **{f"reward/{name}/weight": weight for name, weight in weights.items()},
             "prompts": prompts_digest(rollout.lease for rollout in rollouts),

@@ -33,8 +33,8 @@ def sinks_of(recipe: LoggingRecipe, folder: Path, run: str) -> list[Sink]:
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
     """What of a record can be drawn: numbers, but for the step itself."""
-    return {key: float(value) for key, value in record.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "total_steps")}  # fmt: skip
+    drawn = {key: value for key, value in record.items() if key not in ("step", "total_steps")}
+    return {k: float(v) for k, v in drawn.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def all_of(sinks: Sequence[Sink]) -> Sink:

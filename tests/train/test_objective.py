@@ -39,6 +39,13 @@ def step_of(
     return learner, learner.update(rollouts)
 
 
+def numbered(tiny: TinyData, captioner: PrefixCaptioner) -> LabelledSet:
+    """Captions in the words of a captioner that knows numbers."""
+    draws = np.random.default_rng(4)
+    captions = {image: [" ".join(map(str, draws.integers(2, 9, draws.integers(1, 6))))] for image in tiny.captions}
+    return LabelledSet(captions, captioner.tokenizer, 8)
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_every_image_comes_once_in_each_pass(epochs: int) -> None:
     counts, recipe = [4, 0, 5], recipe_of(objective="ppo", ppo_epochs=epochs, minibatches=2)
@@ -61,7 +68,7 @@ def test_one_pass_of_ppo_at_lag_0_is_reinforce(make_captioner: MakeCaptioner, ti
     ours, theirs = make_captioner(seed=3), make_captioner(seed=3)
     _, plain = step_of(theirs, tiny, recipe_of())
     _, values = step_of(ours, tiny, recipe_of(objective="ppo"))
-    assert_close(gradients(ours), gradients(theirs), atol=1e-6)
+    assert_close(gradients(ours), gradients(theirs), atol=1e-5)
     assert values["clipped"] == 0
     assert "clipped" not in plain
 
@@ -81,7 +88,7 @@ def test_two_ranks_learn_minibatches_together(make_captioner: MakeCaptioner, tin
     recipe = recipe_of(objective="ppo", ppo_epochs=2, minibatches=2, kl_weight=0.1, mle_weight=0.5, mle_batch_size=3)
     captioners = [make_captioner(seed=3) for _ in range(2)]
     rollouts = roll_out(captioners[0], tiny.grid, recipe, {"length": Length()})
-    labelled = LabelledSet(tiny.captions, captioners[0].tokenizer, 8)
+    labelled = numbered(tiny, captioners[0])
 
     def learn(group: Any) -> dict[str, Any]:
         learner = Learner(captioners[group.rank], tiny.grid, recipe, {"length": 1.0}, group, seed=1, labelled=labelled)
@@ -148,7 +155,7 @@ def _entropies(captioner: PrefixCaptioner, picture: Tensor, words: Tensor) -> Te
 
 def test_labelled_images_are_learned_beside_the_samples(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
     plain, both, alone = (make_captioner(seed=3) for _ in range(3))
-    labelled = LabelledSet(tiny.captions, plain.tokenizer, 8)
+    labelled = numbered(tiny, plain)
     recipe = recipe_of(mle_weight=0.7, mle_batch_size=5)
     step_of(plain, tiny, recipe_of())
     _, values = step_of(both, tiny, recipe, labelled=labelled)
