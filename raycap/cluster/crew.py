@@ -38,7 +38,7 @@ class RolloutCrew:
         import ray
 
         self._stop.set()
-        self._thread.join(timeout=30)
+        self._thread.join()
         for _, actor in self._at_work.values():
             ray.kill(actor)
 
@@ -56,9 +56,12 @@ class RolloutCrew:
             for ref in done:
                 name, _actor = self._at_work.pop(ref)
                 try:
-                    ray.get(ref)  # the Exchange has closed: this one went home
-                except ray.exceptions.RayError as error:
-                    self._replace(name, error)
+                    error = ray.get(ref)["error"]
+                except ray.exceptions.RayError as lost:
+                    self._replace(name, lost)
+                else:  # the Exchange has closed, or heard of this; one that was made anew has not
+                    if error is not None:
+                        self._report(lambda error=error: self.exchange.fail.remote(error))
 
     def is_hopeless(self, delivered: int) -> bool:
         """Count one more death, `delivered` leases into the run: whether nothing ever comes of starting others."""
@@ -67,21 +70,26 @@ class RolloutCrew:
         return self._in_a_row >= self.hopeless_after * self.size
 
     def _replace(self, name: str, error: Exception) -> None:
-        import ray
-
         if self._stop.is_set():
             return
         self.losses.append(f"{name}: {type(error).__name__}")
         print(f"{name} was lost ({str(error).splitlines()[0][:160]}); another takes its place", flush=True)
-        try:
-            reached(lambda: self.exchange.worker_lost.remote(name))
-            delivered = reached(lambda: self.exchange.status.remote())["counts"].get("delivered", 0)
-            if self.is_hopeless(delivered):
-                fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the "
-                                   f"last one of: {error}",
-                                   key="cluster.rollout_workers", value=self.size)  # fmt: skip
-                reached(lambda: self.exchange.fail.remote(fatal))
-                return
-        except ray.exceptions.RayError:
-            return  # without the Exchange the run is over; its learner says so
+        self._report(lambda: self.exchange.worker_lost.remote(name))
+        status = self._report(lambda: self.exchange.status.remote())
+        if status is not None and self.is_hopeless(status["counts"].get("delivered", 0)):
+            fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the last "
+                               f"one of: {error}", key="cluster.rollout_workers", value=self.size)  # fmt: skip
+            self._report(lambda: self.exchange.fail.remote(fatal))
+            return
         self._hire()
+
+    def _report(self, call: Callable[[], Any]) -> Any:
+        """To the Exchange. One that is away knows nothing of leases when it is back, and needs no report of losses."""
+        import ray
+
+        try:
+            return reached(call, given_up=self._stop)
+        except ray.exceptions.RayError as error:
+            if not self._stop.is_set():
+                print(f"the Exchange could not be told: {str(error).splitlines()[0][:160]}", flush=True)
+            return None

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raycap.cluster.reaching import away, reached
+from raycap.cluster.reaching import answer, away, reached
 from raycap.cluster.tasks import on
 from raycap.cluster.train_job import built_together, rank_journal, together, training_group
 from raycap.data.dataset import PreparedDataset
@@ -51,39 +52,48 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     same_step(group, learner.step)
     started = time.perf_counter()
     error: RaycapError | None = None
+    known = False  # by the Exchange: it has this learner's weights
     if group.rank == 0:
         learner.incarnation = next_incarnation(Path(config["folder"]))
-        reached(lambda: exchange.reset.remote(learner.incarnation, learner.step))
-        _publish(exchange, learner)
-        if learner.step == 0:
-            try:
+        try:
+            reached(lambda: exchange.reset.remote(learner.incarnation, learner.step))
+            known = _publish(exchange, learner)
+            if learner.step == 0:
                 first_look(learner, validator, steering, journal)
-            except RaycapError as raised:
-                error = raised
+        except RaycapError as raised:
+            error = raised
     learner.incarnation = _of_rank_0(learner.incarnation, group)
-    known = True  # by the Exchange: false once it answers like a new one
+    elapsed = seconds
+
+    def stop_where_asked() -> None:
+        """Between two steps, and while one is waited for."""
+        why = journal.stop_asked() if group.rank == 0 else ""
+        stop_if_asked(group, why, learner.step, partial(save, learner, steering, journal, elapsed))
+
     while learner.step < recipe.scst.steps:
         known = bool(_of_rank_0(known, group))
         queue = _queue(exchange, group)
         marks = [time.perf_counter()]
-        rollouts, error = _take(
-            exchange, learner, group, config["folder"], recipe.cluster.stall_timeout_s, error, known
-        )
+        rollouts = _take(exchange, learner, group, config, error, known, stop_where_asked)
         marks.append(time.perf_counter())
         values = learner.update(rollouts)
         marks.append(time.perf_counter())
         if group.rank == 0:
-            known = _publish(exchange, learner)
+            try:
+                known = _publish(exchange, learner)
+            except RaycapError as raised:  # told to all ranks at the next take
+                error = raised
         marks.append(time.perf_counter())
         values |= queue | _health(rollouts, learner.step - 1, marks, recipe.cluster.rollout_workers, group)
         elapsed = seconds + time.perf_counter() - started
         if group.rank == 0:
             try:
                 finish_step(learner, values, validator, steering, journal, elapsed)
-            except RaycapError as raised:  # told to all ranks at the next take
+            except RaycapError as raised:
                 error = raised
-        why = journal.stop_asked() if error is None else ""
-        stop_if_asked(group, why, learner.step, partial(save, learner, steering, journal, elapsed))
+        if learner.step < recipe.scst.steps:
+            together(group, error)  # before anybody stops for another reason
+            stop_where_asked()
     together(group, error)  # the last look's
     seconds += time.perf_counter() - started
     return summary(learner, steering.keeper, seconds)
@@ -127,61 +137,95 @@ def _publish(exchange: Any, learner: Learner) -> bool:
     """Put the weights once; the Exchange passes the reference on. False when it does not know this learner, or is away.
 
     The reference's owner is this process: when it dies the object dies, and the restarted learner publishes anew.
+
+    Raises:
+        RaycapError: what the Exchange found wrong with itself.
     """
     import ray
 
     learner.published = published = learner.publish(learner.published)  # the one before was copied by `put`
+    weights = [ray.put(published)]
     try:
-        return bool(ray.get(exchange.publish.remote(published.weights_id, [ray.put(published)])))
-    except ray.exceptions.RayActorError as error:
-        if not away(error):
-            raise
-        return False
+        return bool(answer(lambda: exchange.publish.remote(published.weights_id, weights)))
+    except ray.exceptions.RayError as error:
+        if away(error):
+            return False
+        raise _cause(error) from None
+
+
+def _cause(error: Exception) -> Exception:
+    """An actor's own error, where Ray wrapped one."""
+    return getattr(error, "cause", None) or error
+
+
+TAKE_S = 2.0
+"""How long a rank waits for its rollouts before it looks at what the others do."""
 
 
 def _take(
-    exchange: Any, learner: Learner, group: Group, folder: str, timeout_s: float, error: RaycapError | None, known: bool
-) -> tuple[list[Any], RaycapError | None]:
-    """This rank's rollouts of a step. An error of any rank ends all ranks here, together; an Exchange that was lost is
-    told where the learner stands, and the step is asked for again."""
-    import ray
+    exchange: Any, learner: Learner, group: Group, config: Mapping[str, Any], error: RaycapError | None, known: bool,
+    rest: Callable[[], None],
+) -> list[Any]:  # fmt: skip
+    """This rank's rollouts of a step, once every rank has its own.
 
+    Every few seconds all ranks look at each other: an error of any rank ends all, together; an Exchange that was lost
+    is told where the learner stands, and the step is asked for again; nobody sits in a collective for as long as
+    another waits.
+
+    Args:
+        rest: called at each of these looks, on all ranks.
+    """
+    timeout_s = config["recipe"].cluster.stall_timeout_s
+    mine: list[Any] | None = None
     while True:
-        rollouts: list[Any] | None = None
-        if error is None and known:
+        lost = not known
+        if error is None and known and mine is None:
+            ask = (learner.step, group.rank, group.size, timeout_s, learner.incarnation, TAKE_S)
             try:
-                ask = (learner.step, group.rank, group.size, timeout_s, learner.incarnation)
-                rollouts = ray.get(exchange.take.remote(*ask))
-            except ray.exceptions.RayTaskError as raised:
-                if not isinstance(raised.cause, RaycapError):
+                taken = answer(lambda ask=ask: exchange.take.remote(*ask))
+            except Exception as raised:
+                cause = _cause(raised)
+                if isinstance(cause, RaycapError):
+                    error = cause
+                elif not away(raised):
                     raise
-                error = raised.cause
-            except ray.exceptions.RayActorError as raised:
-                if not away(raised):
-                    raise
+                lost = error is None
+            else:
+                lost = taken == "unknown"
+                mine = taken if isinstance(taken, list) else None
         together(group, error)
-        if not group.sum_values([float(rollouts is None)])[0]:
-            assert rollouts is not None
-            return rollouts, None
-        _introduce(exchange, learner, group, folder)
-        known = True
+        anywhere_lost, waiting = group.sum_values([float(lost), float(mine is None)])
+        if anywhere_lost:
+            mine = None  # of the Exchange before
+            known = _introduce(exchange, learner, group, config["folder"])
+        elif not waiting:
+            assert mine is not None
+            return mine
+        rest()
 
 
-def _introduce(exchange: Any, learner: Learner, group: Group, folder: str) -> None:
-    """To an Exchange that is new: what was out at the old one is dropped, and its step generated again."""
+def _introduce(exchange: Any, learner: Learner, group: Group, folder: str) -> bool:
+    """To an Exchange that is new: what was out at the old one is dropped, and its step generated again.
+
+    Returns:
+        Whether it has the weights now.
+    """
     error: RaycapError | None = None
+    known = False
     if group.rank == 0:
         print(f"the Exchange was lost; step {learner.step} is generated again", flush=True)
         learner.incarnation = next_incarnation(Path(folder))
         try:
             reached(lambda: exchange.reset.remote(learner.incarnation, learner.step))
+            known = _publish(exchange, learner)
         except Exception as raised:  # noqa: BLE001 - whatever Ray calls it, all ranks must hear of it
-            error = WorkFailed(f"the Exchange did not come back: {raised}"[:500], key="exchange",
-                               remedy="run the same command again")  # fmt: skip
-        else:
-            _publish(exchange, learner)  # should it be away once more, the next take says so
+            cause = _cause(raised)
+            error = cause if isinstance(cause, RaycapError) else WorkFailed(
+                f"the Exchange did not come back: {raised}"[:500], key="exchange", remedy="run the same command again"
+            )  # fmt: skip
     together(group, error)
     learner.incarnation = _of_rank_0(learner.incarnation, group)
+    return bool(_of_rank_0(known, group))
 
 
 def _queue(exchange: Any, group: Group) -> dict[str, int]:
@@ -191,8 +235,8 @@ def _queue(exchange: Any, group: Group) -> dict[str, int]:
     if group.rank:
         return {}
     try:
-        states = ray.get(exchange.status.remote())["states"]
-    except ray.exceptions.RayActorError as error:
+        states = answer(lambda: exchange.status.remote())["states"]
+    except ray.exceptions.RayError as error:
         if not away(error):
             raise
         return {}

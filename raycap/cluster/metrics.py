@@ -14,6 +14,8 @@ _TAGGED = {"seconds": "part", "idle": "who", "queue": "state", "reward": "compon
 
 def metric_of(key: str) -> tuple[str, dict[str, str]]:
     """Name and tags of a log key: "reward/clip/sampled" is raycap_reward_sampled of component clip."""
+    if key == "seconds":  # of training so far, and no part of a step
+        key = "elapsed_seconds"
     head, _, rest = key.partition("/")
     if head not in _TAGGED or not rest:
         return "raycap_" + re.sub(r"[^A-Za-z0-9_]", "_", key), {}

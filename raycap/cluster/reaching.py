@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-AWAY_S = 120.0
-"""How long an actor that is being started again is waited for."""
+AWAY_S, ANSWER_S = 120.0, 30.0
+"""How long an actor that is being started again is waited for, and one that is there for an answer."""
 
 
 def away(error: BaseException) -> bool:
-    """Whether an error says that an actor is gone, for a moment or for good, and not what it answered."""
+    """Whether an error says that an actor is gone, for a moment or for good, or frozen, and not what it answered."""
     import ray
 
-    return isinstance(error, ray.exceptions.RayActorError) and not isinstance(error, ray.exceptions.RayTaskError)
+    if isinstance(error, ray.exceptions.RayTaskError):  # of an actor error in there too: it was there to say so
+        return False
+    return isinstance(error, ray.exceptions.RayActorError | ray.exceptions.GetTimeoutError)
 
 
-def reached(call: Callable[[], Any], limit_s: float = AWAY_S, pause_s: float = 0.5) -> Any:
-    """What an actor answers. For calls only that may be made twice.
-
-    Args:
-        call: makes the call, such as `lambda: exchange.status.remote()`.
+def answer(call: Callable[[], Any], limit_s: float = ANSWER_S) -> Any:
+    """What an actor answers to a call.
 
     Raises:
-        ray.exceptions.RayActorError: it did not come back.
+        an error that is `away`: it is not there, or does not answer in time.
     """
     import ray
 
-    deadline = time.monotonic() + limit_s
+    return ray.get(call(), timeout=limit_s)
+
+
+def reached(
+    call: Callable[[], Any], *, away_s: float = AWAY_S, answer_s: float = ANSWER_S, pause_s: float = 0.5,
+    given_up: threading.Event | None = None,
+) -> Any:  # fmt: skip
+    """What an actor answers, asked again while it is away: for calls only that may be made twice.
+
+    Args:
+        call: makes the call, such as `lambda: exchange.status.remote()`.
+        given_up: once it is set, nobody wants the answer any more.
+
+    Raises:
+        an error that is `away`: it did not come back in time, or `given_up`.
+    """
+    deadline = time.monotonic() + away_s
     while True:
         try:
-            return ray.get(call())
-        except ray.exceptions.RayActorError as error:
-            if not away(error) or time.monotonic() > deadline:
+            return answer(call, answer_s)
+        except Exception as error:
+            if not away(error) or time.monotonic() > deadline or (given_up is not None and given_up.is_set()):
                 raise
         time.sleep(pause_s)

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from raycap.errors import RaycapError, WorkFailed
+from raycap.errors import RaycapError, RewardStuck, WorkFailed
 from raycap.rewards.context import ContextSpec
 from raycap.rewards.contract import build_component, score_generation
 from raycap.types import ComponentScores, Generation, Lease
 
 
 class RewardWorker:
-    """One component in a process of its own."""
+    """One component in a process of its own.
 
-    def __init__(self, name: str, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int) -> None:
-        self.name, self.refused = name, None
+    Args:
+        timeout_s: for one batch; a component that takes longer is stuck, its process with it, and ends.
+    """
+
+    def __init__(
+        self, name: str, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int,
+        timeout_s: float = math.inf,
+    ) -> None:  # fmt: skip
+        self.name, self.refused, self.timeout_s = name, None, timeout_s
         try:
             self.component = build_component(name, spec.open(), options, source)
         except RaycapError as error:  # raised here, it would reach callers as the death of an actor
             self.refused = error
-        if "torch" in sys.modules:  # CIDEr-D and its like need none; importing it takes seconds
-            sys.modules["torch"].set_num_threads(threads)
+        # in one thread beside Ray's own, which waits for it no longer than `timeout_s`
+        self._scorer = ThreadPoolExecutor(1, initializer=_take_threads, initargs=(threads,))
 
     def ready(self) -> str:
         """The component's signature, once it is built; raises what it refused."""
@@ -34,8 +44,33 @@ class RewardWorker:
         return str(getattr(self.component, "signature", self.name))
 
     def score(self, image_ids: Sequence[str], generation: Generation) -> ComponentScores:
+        """Scores of a batch.
+
+        Raises:
+            RewardError: the component broke the contract.
+            RewardStuck: it takes longer than `timeout_s`; this process ends right after.
+        """
         self.ready()
-        return score_generation(self.name, self.component, image_ids, generation)
+        scored = self._scorer.submit(score_generation, self.name, self.component, image_ids, generation)
+        try:
+            return scored.result(None if math.isinf(self.timeout_s) else self.timeout_s)
+        except TimeoutError:
+            if scored.done():  # its own
+                raise
+            threading.Timer(_LAST_WORDS_S, os._exit, (1,)).start()
+            said, image = next(iter(generation.captions), ""), next(iter(image_ids), "")
+            raise RewardStuck(f"took longer than {self.timeout_s:g} s for a batch that begins with {said!r} of "
+                              f"{image}", key=f"rewards.{self.name}",
+                              remedy="raise cluster.reward_timeout_s where that is no fault",
+                              ) from None  # fmt: skip
+
+
+_LAST_WORDS_S = 1.0
+
+
+def _take_threads(threads: int) -> None:
+    if "torch" in sys.modules:  # CIDEr-D and its like need none; importing it takes seconds
+        sys.modules["torch"].set_num_threads(threads)  # of this thread
 
 
 PATIENCE_S = 60.0
@@ -63,15 +98,20 @@ class RewardPools:
     """Handles of all reward actors, by component.
 
     Leases go round the actors of a pool; which one answers makes no difference to the numbers. An actor that dies is
-    restarted by Ray, and its call is made again, of another one: scoring has no side effect. One that does not answer
-    for `timeout_s` is started again too; a batch that this happens to twice ends the run.
+    restarted by Ray, and its call is made again, of another one: scoring has no side effect. A batch that an actor got
+    stuck at is tried once more; then the run ends with it.
     """
 
-    def __init__(self, actors: Mapping[str, Sequence[Any]], retries: int = 5, timeout_s: float = 600.0) -> None:
+    def __init__(self, actors: Mapping[str, Sequence[Any]], retries: int = 5) -> None:
         self.actors = {name: list(pool) for name, pool in actors.items()}
-        self.retries, self.timeout_s = retries, timeout_s
+        self.retries = retries
         self._turns = dict.fromkeys(self.actors, 0)
         self._first: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the components."""
+        return list(self.actors)
 
     def wait_until_ready(self) -> dict[str, str]:
         """Signatures by component, once every actor has built its own.
@@ -107,18 +147,23 @@ class RewardPools:
 
         Raises:
             RewardError: a component broke the contract.
-            WorkFailed: a component's actors kept dying, or do not answer.
+            RewardStuck: a component takes too long for this batch.
+            WorkFailed: a component's actors kept dying.
         """
+        import ray
+
         asked = {name: self._ask(name, lease, generation) for name in self.actors}
         scores: dict[str, ComponentScores] = {}
         while left := [name for name in asked if name not in scores]:
-            ended = self._ended([asked[name] for name in left])
-            for name in left:
-                answer = self._answer(asked[name]) if name in ended else self._check_patience(asked[name])
-                if answer is not None:
-                    scores[name] = answer
-                elif asked[name].ref is None:
+            refs = {asked[name].ref: name for name in left}
+            ray.wait(list(refs), num_returns=1, timeout=REPORT_S)
+            ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+            for name in (refs[ref] for ref in ended):
+                answer = self._answer(asked[name])
+                if answer is None:
                     self._send(asked[name])
+                else:
+                    scores[name] = answer
             if not ended:
                 waiting(left)
         return {name: scores[name] for name in self.actors}
@@ -133,17 +178,8 @@ class RewardPools:
         if self._first is None:  # each process begins at another actor
             self._first = os.getpid()
         turn, self._turns[asked.name] = self._turns[asked.name], self._turns[asked.name] + 1
-        asked.actor = pool[(self._first + turn) % len(pool)]
-        asked.since = time.monotonic()
-        asked.ref = asked.actor.score.remote(asked.lease.image_ids, asked.generation)
-
-    def _ended(self, asked: Sequence[_Asked]) -> set[str]:
-        """Names of those whose call has ended; some time is spent waiting for one."""
-        import ray
-
-        patience = min([REPORT_S, *(each.since + self.timeout_s - time.monotonic() for each in asked)])
-        ended, _ = ray.wait([each.ref for each in asked], num_returns=1, timeout=max(0.0, patience))
-        return {each.name for each in asked if each.ref in ended}
+        actor = pool[(self._first + turn) % len(pool)]
+        asked.ref = actor.score.remote(asked.lease.image_ids, asked.generation)
 
     def _answer(self, asked: _Asked) -> ComponentScores | None:
         """What a call that has ended brought; None when it is to be made again."""
@@ -152,6 +188,10 @@ class RewardPools:
         try:
             return ray.get(asked.ref)
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RewardStuck) and not asked.stuck:
+                print(f"{error.cause}; its actor is started again", flush=True)
+                asked.stuck = True
+                return None
             if isinstance(error.cause, RaycapError):
                 raise error.cause from None
             raise
@@ -161,35 +201,16 @@ class RewardPools:
                 raise WorkFailed(f"its actors died {asked.deaths} times: {error}", key=f"rewards.{asked.name}",
                                  remedy="look at the actor's log; give it more memory") from error  # fmt: skip
         time.sleep(min(10.0, 0.5 * 2**asked.deaths))
-        asked.ref = None
         return None
-
-    def _check_patience(self, asked: _Asked) -> None:
-        """Start an actor again that has not answered for too long; its call is to be made again."""
-        import ray
-
-        if time.monotonic() - asked.since < self.timeout_s:
-            return
-        asked.late += 1
-        if asked.late >= 2:
-            said, image = asked.generation.captions[0], asked.lease.image_ids[0]
-            raise WorkFailed(f"did not answer for {self.timeout_s:g} s, {asked.late} times over; the batch begins with "
-                             f"{said!r} of image {image}", key=f"rewards.{asked.name}",
-                             remedy="raise cluster.reward_timeout_s where it is slow and not stuck")  # fmt: skip
-        print(f"rewards.{asked.name} has not answered for {self.timeout_s:g} s: its actor is started again", flush=True)
-        ray.kill(asked.actor, no_restart=False)
-        asked.ref = None
 
 
 @dataclass
 class _Asked:
-    """A batch at one component: where it lies, since when (seconds, monotonic), what befell it."""
+    """A batch at one component, and what befell it."""
 
     name: str
     lease: Lease
     generation: Generation
-    actor: Any = None
     ref: Any = None
-    since: float = 0.0
     deaths: int = 0
-    late: int = 0
+    stuck: bool = False

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class RolloutWorker:
         )
 
 
-_WEIGHTS_GONE_S = 0.5
+_WEIGHTS_S, _WEIGHTS_GONE_S = 300.0, 0.5
 
 
 class RolloutActor:
@@ -73,7 +73,11 @@ class RolloutActor:
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         self.name, self.pools, self.ahead = name, pools, ahead
-        self._over, self._lost = threading.Event(), None
+        self._over = threading.Event()
+        self._lost: Exception | None = None
+        self._error: RaycapError | None = None
+        self._held: dict[tuple[int, int], Lease] = {}
+        self.seconds = {"wait": 0.0, "generate": 0.0, "reward": 0.0, "weights": 0.0}
         self.refused: RaycapError | None = None
         try:
             # cast before it goes to the device, which then never holds it in float32
@@ -84,104 +88,124 @@ class RolloutActor:
             return
         self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed)
 
-    def run(self, exchange: Any) -> dict[str, float]:
-        """Work until the Exchange closes; seconds by activity.
+    def run(self, exchange: Any) -> dict[str, Any]:
+        """Work until the Exchange closes.
 
         While the rewards of some leases are out, the next one is generated. An error that no retry mends (a reward that
         fails, a model that cannot generate) ends the run through the Exchange. An Exchange that is away is waited for;
         what was generated for the one before is dropped by the new one.
+
+        Returns:
+            seconds by activity; error, the one that it ended the run with, or None.
         """
-        seconds = {"wait": 0.0, "generate": 0.0, "reward": 0.0, "weights": 0.0}
+        self.exchange = exchange
         if self.refused is not None:
-            reached(lambda: exchange.fail.remote(self.refused))
-            return seconds
-        room = threading.Semaphore(self.ahead)
-        with ThreadPoolExecutor(self.ahead, thread_name_prefix="rewards") as errands:
+            self._end(self.refused)
+        # a place for each lease whose rewards are out, and one for the lease that is generated
+        room = threading.Semaphore(self.ahead + 1)
+        with ThreadPoolExecutor(self.ahead + 1, thread_name_prefix="rewards") as errands:
             while not self._over.is_set():
-                handed = True
                 asked = time.perf_counter()
-                room.acquire()  # before a lease is taken: it would only lie here
-                answer = reached(lambda: exchange.lease.remote(self.name, self.worker.weights_id))
-                seconds["wait"] += time.perf_counter() - asked
-                if answer.get("closed"):
-                    break
-                if answer["lease"] is None:
-                    room.release()
-                    continue
-                with self._failing_the_run(exchange):
-                    handed = self._generate(exchange, answer, errands, room, seconds)
-                if not handed:
+                room.acquire()
+                handed_on = False
+                with self._ending_with_what_goes_wrong(None):
+                    if not self._over.is_set():
+                        handed_on = self._next(asked, errands, room)
+                if not handed_on:
                     room.release()
         if self._lost is not None:
             raise self._lost
-        return seconds
+        return {"seconds": dict(self.seconds), "error": self._error}
 
-    def _generate(
-        self, exchange: Any, answer: dict[str, Any], errands: Executor, room: threading.Semaphore,
-        seconds: dict[str, float],
-    ) -> bool:  # fmt: skip
-        """Generate a lease and hand it on; False when its weights are gone, and it was given back."""
+    def _next(self, asked: float, errands: Executor, room: threading.Semaphore) -> bool:
+        """Lease a slice, generate it and hand it on; whether there was one."""
         import ray
 
-        marks, lease = [time.perf_counter()], answer["lease"]
-        if answer["weights"] is not None:
-            try:
-                self.worker.load(ray.get(answer["weights"][0]))
-            except ray.exceptions.ObjectLostError:  # with the learner that put them; the next one publishes anew
-                reached(lambda: exchange.give_back.remote(self.name, lease))
-                time.sleep(_WEIGHTS_GONE_S)
-                return False
-        marks.append(time.perf_counter())
-        generation = self.worker.generate(lease)
-        marks.append(time.perf_counter())
-        parts = (after - before for before, after in itertools.pairwise(marks))
-        spent = dict(zip(("weights", "generate"), parts, strict=True))
-        for name, value in spent.items():
-            seconds[name] += value
-        assert self.worker.weights_id is not None
-        made = Rollouts(lease, self.worker.weights_id, generation, {}, spent)
-        errands.submit(self._have_it_scored, exchange, made, room, seconds)
-        return True
+        known = self.worker.weights_id
+        answer = reached(lambda: self.exchange.lease.remote(self.name, known, list(self._held)))
+        if answer.get("closed"):
+            self._over.set()
+            return False
+        lease: Lease | None = answer["lease"]
+        marks = [asked, time.perf_counter()]
+        self.seconds["wait"] += marks[1] - marks[0]
+        if lease is None:
+            return False
+        place = (lease.step, lease.number)
+        self._held[place] = lease
+        with self._ending_with_what_goes_wrong(lease):
+            if answer["weights"] is not None:
+                try:
+                    self.worker.load(ray.get(answer["weights"][0], timeout=_WEIGHTS_S))
+                except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError) as error:
+                    # gone with the learner that put them; the next one publishes anew
+                    self._give_back(lease, f"its weights could not be had: {type(error).__name__}")
+                    time.sleep(_WEIGHTS_GONE_S)
+                    return False
+            marks.append(time.perf_counter())
+            generation = self.worker.generate(lease)
+            marks.append(time.perf_counter())
+            parts = (after - before for before, after in itertools.pairwise(marks[1:]))
+            spent = dict(zip(("weights", "generate"), parts, strict=True))
+            for name, value in spent.items():
+                self.seconds[name] += value
+            assert self.worker.weights_id is not None
+            made = Rollouts(lease, self.worker.weights_id, generation, {}, spent)
+            errands.submit(self._have_it_scored, made, room)
+            return True
+        return False
 
-    def _have_it_scored(
-        self, exchange: Any, made: Rollouts, room: threading.Semaphore, seconds: dict[str, float]
-    ) -> None:
+    def _have_it_scored(self, made: Rollouts, room: threading.Semaphore) -> None:
         """In a thread: rewards are awaited and the lease is delivered."""
         lease = made.lease
 
         def waiting(names: Sequence[str]) -> None:
             what = f"waits for rewards: {', '.join(names)}"
-            exchange.doing.remote(self.name, lease.step, lease.number, what)
+            self.exchange.doing.remote(self.name, lease.step, lease.number, what)
 
         try:
-            with self._failing_the_run(exchange):
+            with self._ending_with_what_goes_wrong(lease):
+                waiting(self.pools.names)
                 began = time.perf_counter()
                 scores = self.pools.score(lease, made.generation, waiting)
                 spent = {**made.seconds, "reward": time.perf_counter() - began}
-                seconds["reward"] += spent["reward"]
-                reached(lambda: exchange.deliver.remote(self.name, replace(made, scores=scores, seconds=spent)))
+                self.seconds["reward"] += spent["reward"]
+                whole = replace(made, scores=scores, seconds=spent)
+                reached(lambda: self.exchange.deliver.remote(self.name, whole))
         finally:
+            self._held.pop((lease.step, lease.number), None)
             room.release()
 
     @contextmanager
-    def _failing_the_run(self, exchange: Any) -> Iterator[None]:
+    def _ending_with_what_goes_wrong(self, lease: Lease | None) -> Iterator[None]:
         """What goes wrong inside ends the run with its message; what goes wrong with Ray ends this worker, and another
-        takes its place."""
+        takes its place and this lease."""
         import ray
 
         try:
             yield
-        except RaycapError as error:
-            self._end(exchange, error)
+        except RaycapError as error:  # an Exchange's own too: Ray gives it the type of its cause
+            self._end(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
         except ray.exceptions.RayTaskError as error:
-            self._end(exchange, WorkFailed(f"a rollout worker failed: {error}"[:2000], key="worker", value=self.name))
+            self._end(WorkFailed(f"a rollout worker failed: {error}"[:2000], key="worker", value=self.name))
         except ray.exceptions.RayError as error:
             self._lost = error
             self._over.set()
+            if lease is not None:
+                self._give_back(lease, str(error)[:200])
         except Exception as error:  # noqa: BLE001 - whatever it is, the run must end with its message
             what = f"a rollout worker failed: {type(error).__name__}: {error}"
-            self._end(exchange, WorkFailed(what, key="worker", value=self.name))
+            self._end(WorkFailed(what, key="worker", value=self.name))
 
-    def _end(self, exchange: Any, error: RaycapError) -> None:
+    def _give_back(self, lease: Lease, why: str) -> None:
+        self._held.pop((lease.step, lease.number), None)
+        self.exchange.give_back.remote(self.name, lease, why)  # unheard, it comes back when this worker asks again
+
+    def _end(self, error: RaycapError) -> None:
+        """End the run. The crew tells it once more: an Exchange that is lost now would take it with it."""
+        import ray
+
+        self._error = self._error or error
         self._over.set()
-        reached(lambda: exchange.fail.remote(error))
+        with suppress(ray.exceptions.RayError):
+            reached(lambda: self.exchange.fail.remote(error))

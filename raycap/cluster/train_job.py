@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,6 +120,25 @@ def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict
     return run
 
 
+def _in_a_thread(function: Callable[[], Built]) -> Built:
+    """What a function returns or raises. In the main thread Ray Train would answer Ctrl-C itself, by ending everything
+    at once with status 0."""
+    made: Future[Built] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            made.set_exception(error)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    while True:
+        with suppress(TimeoutError):  # now and then back here: signals are handled between two waits
+            return made.result(timeout=0.5)
+        if made.done():
+            return made.result()
+
+
 def run_train_job(
     loop: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any], cluster: ClusterRecipe, folder: Path
 ) -> dict[str, Any]:
@@ -128,7 +150,7 @@ def run_train_job(
         RaycapError: what the loop raised; WorkFailed when the worker group could not be kept alive.
     """
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if one_node():  # where there is no other node, nobody is told that one will go: a process less to start
@@ -148,10 +170,12 @@ def run_train_job(
         failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
         worker_runtime_env={"env_vars": ALLOCATOR},
     )
+    # A rank waits in a collective while another looks at `select`; who waits for rollouts is told by the Exchange.
+    backend = TorchConfig(timeout_s=int(max(1800.0, 2 * cluster.stall_timeout_s)))
     trainer = TorchTrainer(_guarded(loop), train_loop_config={**config, "threads": cluster.learner_threads},
-                           scaling_config=scaling, run_config=run)  # fmt: skip
+                           scaling_config=scaling, run_config=run, torch_config=backend)  # fmt: skip
     try:
-        answer = trainer.fit().return_value
+        answer = _in_a_thread(trainer.fit).return_value
     except ray.train.TrainingFailedError as error:
         remedy = "run the same command again: it goes on from the last checkpoint"
         what = f"the learner failed: {str(error)[-2000:]}"

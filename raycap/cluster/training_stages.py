@@ -11,7 +11,7 @@ import raycap
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
-from raycap.cluster.exchange import Exchange
+from raycap.cluster.exchange import ExchangeActor
 from raycap.cluster.following import followed
 from raycap.cluster.learner_loop import scst_loop
 from raycap.cluster.precision import stage_precision
@@ -166,10 +166,15 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     precision = stage_precision(run, "scst", seed)
     # On the driver's node, which on a cluster is the head: an actor without CPUs would land anywhere, spot nodes too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    exchange = ray.remote(Exchange).options(
+    prompts = folder / "prompts.json"
+    write_json(prompts, list(schedule.image_ids))
+    exchange = ray.remote(ExchangeActor).options(
         num_cpus=0, max_concurrency=1000, scheduling_strategy=here, max_restarts=-1, max_task_retries=0
     ).remote(
-        schedule,
+        str(prompts),
+        batch_size=recipe.scst.batch_size,
+        lease_size=recipe.scst.lease_size,
+        seed=seed,
         total_steps=recipe.scst.steps,
         max_policy_lag=recipe.scst.max_policy_lag,
         lease_timeout_s=recipe.cluster.lease_timeout_s,
@@ -192,8 +197,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     if run.device == "cuda":
         roles = ["learner", "rollout", *recipe.rewards]
         print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
-    pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards},
-                        timeout_s=recipe.cluster.reward_timeout_s)  # fmt: skip
+    pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
     try:
         with RolloutCrew(
             _rollout_starter(run, seed, pools, precision["rollout"]), exchange, recipe.cluster.rollout_workers
@@ -202,12 +206,23 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
             write_json(folder / "rewards.json", signatures)
             with followed(folder, "scst"):
                 results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
-            status = reached(lambda: exchange.status.remote())
-            reached(lambda: exchange.close.remote())
+            status = _last_words(exchange)
             return {**results, "rewards": signatures, "exchange": status, "workers_lost": crew.losses}
     finally:
         for actor in [exchange, *(a for pool in pools.actors.values() for a in pool)]:
             ray.kill(actor)
+
+
+def _last_words(exchange: Any) -> dict[str, Any]:
+    """What the Exchange has counted, and the end of its work. The run is finished, with it or without it."""
+    import ray
+
+    try:
+        status = reached(lambda: exchange.status.remote())
+        reached(lambda: exchange.close.remote())
+    except ray.exceptions.RayError as error:
+        return {"lost": str(error)[:200]}
+    return status
 
 
 _BASELINE_NAMES = {"leave_one_out": "average", "greedy": "greedy", "mean": "mean"}  # as SacreEOS calls them
@@ -265,8 +280,8 @@ def _reward_actors(name: str, spec: ContextSpec, run: Run) -> list[Any]:
     )  # fmt: skip
     spec = replace(spec, device=run.device_of(name))
     # the threads of the reference, which scores where it generates: at lag 0 the last bit may hang on them
-    threads = run.recipe.cluster.rollout_threads
-    return [kind.remote(name, spec, reward.options, reward.source, threads) for _ in range(reward.workers)]
+    threads, limit = run.recipe.cluster.rollout_threads, run.recipe.cluster.reward_timeout_s
+    return [kind.remote(name, spec, reward.options, reward.source, threads, limit) for _ in range(reward.workers)]
 
 
 def _rollout_starter(run: Run, seed: int, pools: RewardPools, precision: str) -> Callable[[str], Any]:

@@ -316,13 +316,16 @@ class ClusterRecipe(Section):
     )  # fmt: skip
     lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")
     leases_ahead: Positive = Field(
-        2, description="leases of a rollout worker whose rewards may be out while it generates the next"
+        2, description="leases of a rollout worker whose rewards may be out while it generates another"
     )
     stall_timeout_s: float = Field(
         1800.0, gt=0, description="a run in which nothing moves for so long fails, and says who waits for whom"
     )
     reward_timeout_s: float = Field(
-        600.0, gt=0, description="a reward actor that answers no sooner is started again; the second time the run fails"
+        300.0,
+        gt=0,
+        description="a component that takes longer for a batch is stuck: its actor is started again, the "
+        "second time the run fails",
     )
     max_failures: int = Field(2, ge=0, description="restarts of the learner's worker group")
     quarantine_after: Positive = Field(3, description="a lease that killed this many workers is set aside")

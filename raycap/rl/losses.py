@@ -149,8 +149,8 @@ def kl_penalty(
     normalize: str = "batch",
     denominator: float | None = None,
 ) -> Tensor:
-    """KL(π ‖ reference) of the sampled tokens, estimator r − 1 − log r with r = reference/π (Schulman 2020, k3; Shao
-    et al. 2024, eq. 4), in nats. Never negative; its gradient is GRPO's: that of the estimator, the samples held fixed.
+    """½ (log π/reference)² of the sampled tokens (Schulman 2020, estimator k2). On samples of π its gradient is that of
+    KL(π ‖ reference), token by token. (The gradient of k3, which GRPO's loss holds, is that of KL(reference ‖ π).)
 
     Args:
         logprobs: float32 [N, T], under the policy now, with gradient.
@@ -158,10 +158,17 @@ def kl_penalty(
         loss_mask: float32 [N, T].
         normalize, denominator: see `policy_gradient_loss`.
     """
-    gap = _gap(reference_logprobs.detach(), logprobs, loss_mask)
+    gap = _gap(logprobs, reference_logprobs.detach(), loss_mask)
     if denominator is None:
         denominator = denominator_of(normalize, loss_mask)
-    return reduce_tokens(gap.exp() - 1 - gap, loss_mask, normalize=normalize, denominator=denominator)
+    return reduce_tokens(0.5 * gap**2, loss_mask, normalize=normalize, denominator=denominator)
+
+
+def kl_sum(logprobs: Tensor, reference_logprobs: Tensor, loss_mask: Tensor) -> float:
+    """KL(π ‖ reference) summed over the sampled tokens, estimator r − 1 − log r with r = reference/π (Schulman 2020,
+    k3), in nats: to look at, never negative."""
+    gap = _gap(reference_logprobs, logprobs.detach(), loss_mask).double()
+    return float(((gap.exp() - 1 - gap) * loss_mask).sum())
 
 
 def _gap(logprobs: Tensor, other: Tensor, loss_mask: Tensor) -> Tensor:

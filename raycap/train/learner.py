@@ -106,18 +106,16 @@ class Learner:
             What was measured.
 
         Raises:
-            WorkFailed: the gradient is not finite; the weights are those before it.
+            WorkFailed: a gradient is not finite; the weights are those before it.
         """
         recipe = self.recipe
         weights = self._weights()
         mixed = [combine(r.scores, weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts]
         leases = [self._lease(r, a) for r, a in zip(rollouts, mixed, strict=True)]
-        counts = [lease.images for lease in leases]
+        places = [np.flatnonzero(lease.kept) + lease.lease.number * recipe.lease_size for lease in leases]
         told: Counter[str] = Counter()
         set_lr(self.optimizer, recipe.lr * self._factor())
-        for number, chosen in enumerate(
-            minibatches(counts, recipe, seed=self.seed, step=self.step, rank=self.group.rank)
-        ):
+        for number, chosen in enumerate(minibatches(places, recipe, seed=self.seed, step=self.step)):
             told.update(self._descend(leases, chosen, number))
         self.average.update()
         self.step += 1
@@ -215,7 +213,7 @@ class Learner:
                 )
             with in_place():
                 loss.backward()
-            told.update({"pg_loss": float(loss.detach()), **sums})
+            told.update(sums)
             logprobs.append(scored)
         return torch.cat(logprobs)
 

@@ -8,18 +8,18 @@ PPO's clipped objective, whose ratio is the weight.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import SCSTRecipe
-from raycap.rl.losses import clipped_loss, importance_weights, kl_penalty, policy_gradient_loss, reduce_tokens
+from raycap.rl.losses import clipped_loss, importance_weights, kl_penalty, kl_sum, policy_gradient_loss, reduce_tokens
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def policy_loss(
                 logprobs, samples.behavior, samples.mask, level=recipe.importance, cap=recipe.importance_cap
             )
         loss = policy_gradient_loss(logprobs, samples.mask, samples.advantages, weights=weights, **how)
+    told["pg_loss"] = float(loss.detach())
     if samples.reference is not None:
         loss = loss + recipe.kl_weight * kl_penalty(logprobs, samples.reference, samples.mask, **how)
-        told["kl"] = float(kl_penalty(logprobs.detach(), samples.reference, samples.mask, normalize="token",
-                                      denominator=1.0))  # fmt: skip
+        told["kl"] = kl_sum(logprobs, samples.reference, samples.mask)
     if entropies is not None:
         loss = loss - recipe.entropy_weight * reduce_tokens(entropies, samples.mask, **how)
         told["entropy"] = float((entropies.detach() * samples.mask).sum())
@@ -100,23 +100,22 @@ def _clipped(logprobs: Tensor, samples: Samples, clip: float) -> float:
 MINIBATCH_STREAM = 6  # of the seeds, see train.seeding
 
 
-def minibatches(counts: list[int], recipe: SCSTRecipe, *, seed: int, step: int, rank: int) -> Iterator[list[Any]]:
-    """What each optimizer step of a learner's step goes through: by lease the places of its images, as an index.
+def minibatches(
+    places: Sequence[NDArray[np.int64]], recipe: SCSTRecipe, *, seed: int, step: int
+) -> Iterator[list[Any]]:
+    """What each optimizer step of a learner's step goes through: by lease which of its images, as an index.
 
-    All leases in their order for REINFORCE; for PPO `ppo_epochs` times a seeded shuffle of this rank's images, cut
-    into `minibatches`.
+    All leases in their order for REINFORCE; for PPO `ppo_epochs` times a seeded shuffle of the step's images, cut into
+    `minibatches`: however many ranks there are, the same images make up a minibatch.
 
     Args:
-        counts: images by lease.
+        places: by lease of this rank, the places of its images among the step's.
     """
     if recipe.ppo_epochs == 1 and recipe.minibatches == 1:
-        yield [slice(None)] * len(counts)
+        yield [slice(None)] * len(places)
         return
-    starts = np.cumsum([0, *counts])
     for epoch in range(recipe.ppo_epochs):
-        key = np.random.SeedSequence([seed, MINIBATCH_STREAM, step, epoch, rank])
-        order = np.random.Generator(np.random.Philox(key)).permutation(starts[-1])
+        key = np.random.SeedSequence([seed, MINIBATCH_STREAM, step, epoch])
+        order = np.random.Generator(np.random.Philox(key)).permutation(recipe.batch_size)
         for part in np.array_split(order, recipe.minibatches):
-            chosen = np.sort(part)
-            yield [torch.from_numpy(chosen[(chosen >= a) & (chosen < b)] - a)
-                   for a, b in itertools.pairwise(starts.tolist())]  # fmt: skip
+            yield [torch.from_numpy(np.flatnonzero(np.isin(mine, part))) for mine in places]

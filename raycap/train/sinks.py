@@ -38,9 +38,16 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def all_of(sinks: Sequence[Sink]) -> Sink:
+    """Every record to every sink. One that fails is spoken of and left: a server that is away ends no training."""
+    working = list(sinks)
+
     def watch(record: Mapping[str, Any]) -> None:
-        for sink in sinks:
-            sink(record)
+        for sink in tuple(working):
+            try:
+                sink(record)
+            except Exception as error:  # noqa: BLE001 - whatever its library raises
+                working.remove(sink)
+                print(f"warning: the log goes there no longer ({type(error).__name__}: {str(error)[:200]})", flush=True)
 
     return watch
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raycap.rl.losses import NORMALIZATIONS, clipped_loss, kl_penalty, policy_gradient_loss
+from raycap.rl.losses import NORMALIZATIONS, clipped_loss, kl_penalty, kl_sum, policy_gradient_loss
 
 MASK = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
@@ -47,21 +47,34 @@ def test_at_the_policy_that_sampled_the_gradient_is_reinforce_s(normalize: str) 
     torch.testing.assert_close(got, expected)
 
 
-def test_the_kl_s_expectation_is_the_kl() -> None:
+def words(seed: int) -> Tensor:
+    return torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_kl_that_is_told_has_the_kl_s_expectation() -> None:
     """All words of a vocabulary, each weighted by its probability."""
-    ours, theirs = (torch.log_softmax(torch.randn(7, generator=torch.Generator().manual_seed(n)), 0) for n in (1, 2))
-    mask = torch.ones(7, 1)
-    each = torch.stack([kl_penalty(ours[n : n + 1, None], theirs[n : n + 1, None], mask[:1]) for n in range(7)])
-    assert bool((each >= 0).all())
+    ours, theirs = (torch.log_softmax(words(n), 0) for n in (1, 2))
+    each = [kl_sum(ours[n].view(1, 1), theirs[n].view(1, 1), torch.ones(1, 1)) for n in range(7)]
+    assert min(each) >= 0
     exact = (ours.exp() * (ours - theirs)).sum()
-    assert float((ours.exp() * each).sum()) == pytest.approx(float(exact), rel=1e-5)
+    assert float((ours.exp() * torch.tensor(each)).sum()) == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_the_penalty_s_gradient_is_that_of_the_kl_to_the_reference() -> None:
+    logits, theirs = words(1).requires_grad_(), torch.log_softmax(words(2), 0)
+    ours = torch.log_softmax(logits, 0)
+    (exact,) = torch.autograd.grad((ours.exp() * (ours - theirs)).sum(), logits, retain_graph=True)
+    each = torch.stack([kl_penalty(ours[n].view(1, 1), theirs[n].view(1, 1), torch.ones(1, 1)) for n in range(7)])
+    (got,) = torch.autograd.grad((ours.detach().exp() * each).sum(), logits)
+    torch.testing.assert_close(got, exact)
 
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-def test_the_kl_s_gradient_and_what_stands_outside_the_mask(normalize: str) -> None:
+def test_what_stands_outside_the_mask_reaches_nothing(normalize: str) -> None:
     draw = torch.Generator().manual_seed(3)
     now = (-torch.rand(2, 3, generator=draw, dtype=torch.float64)).requires_grad_()
     other = -torch.rand(2, 3, generator=draw, dtype=torch.float64)
     other[MASK == 0] = math.nan
     assert torch.autograd.gradcheck(lambda x: kl_penalty(x, other, MASK.double(), normalize=normalize), now)
     assert float(kl_penalty(now, now.detach(), MASK.double(), normalize=normalize).detach()) == 0
+    assert math.isfinite(kl_sum(now, torch.nan_to_num(other, -1.0), MASK.double()))
