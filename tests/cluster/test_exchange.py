@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import pickle
 from collections.abc import Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from raycap.cluster.exchange import Exchange
+from raycap.cluster.exchange import Exchange, ExchangeActor
 from raycap.errors import RewardError, WorkFailed
 from raycap.train.prompts import PromptSchedule
 from raycap.types import ComponentScores, Generation, Lease, Rollouts, WeightsId
@@ -52,6 +55,12 @@ async def started(hub: Exchange, version: int = 0, incarnation: int = 0, step: i
     weights = WeightsId(incarnation, version)
     await hub.publish(weights, ["ref"])
     return weights
+
+
+async def another(hub: Exchange, worker: str) -> Lease:
+    """One more lease for a worker that keeps what it has."""
+    held = [key for key, slot in hub._slots.items() if slot.holder == worker]
+    return (await hub.lease(worker, None, held))["lease"]
 
 
 def test_prompts_come_back_in_their_order_whatever_the_order_of_arrival() -> None:
@@ -271,7 +280,7 @@ def test_a_restarted_rank_is_not_given_the_old_incarnations_rollouts() -> None:
         hub = exchange()
         weights = await started(hub)
         await deliver_both(hub, weights)
-        with pytest.raises(WorkFailed, match="step 0 waits"):
+        with pytest.raises(WorkFailed, match="step 0 got no further"):
             await hub.take(0, 1, 2, 0.1, 1)
         assert len(await hub.take(0, 1, 2, 5, 0)) == 1
 
@@ -302,22 +311,186 @@ def test_a_stall_says_who_waits_for_what() -> None:
     run(scenario())
 
 
-def test_the_invariant_checker_sees_a_lost_prompt() -> None:
+def test_a_stall_names_the_worker_and_what_it_is_at() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        await started(hub)
+        lease = (await hub.lease("w0", None))["lease"]
+        await hub.doing("w0", lease.step, lease.number, "waits for rewards: clip")
+        await hub.doing("impostor", lease.step, lease.number, "does nothing")
+        await hub.lease("w1", None)
+        with pytest.raises(WorkFailed, match=r"w0, which holds lease 0/0 .* waits for rewards: clip.*w1.*generates"):
+            await hub.take(0, 0, 1, 0.1)
+
+    run(scenario())
+
+
+def test_leases_that_go_round_are_no_progress() -> None:
+    """Given out, given back, given out again: without the limit on it a run would never say that it is stuck."""
+
+    async def scenario() -> None:
+        hub = exchange(quarantine_after=1000)
+        await started(hub)
+
+        async def shuffle() -> None:
+            while True:
+                lease = (await hub.lease("w", None))["lease"]
+                await hub.give_back("w", lease, "no weights")
+                await asyncio.sleep(0.01)
+
+        shuffling = asyncio.create_task(shuffle())
+        try:
+            with pytest.raises(WorkFailed, match="got no further"):
+                await hub.take(0, 0, 1, 0.3)
+        finally:
+            shuffling.cancel()
+
+    run(scenario())
+
+
+def test_what_is_given_back_again_and_again_ends_the_run() -> None:
+    async def scenario() -> None:
+        hub = exchange(quarantine_after=2)
+        await started(hub)
+        for _ in range(2):
+            lease = (await hub.lease("w", None))["lease"]
+            await hub.give_back("w", lease, "its weights could not be had")
+            await hub.give_back("w", lease, "said twice")
+        with pytest.raises(WorkFailed, match="given back 2 times: its weights could not be had"):
+            await hub.take(0, 0, 1, 5)
+
+    run(scenario())
+
+
+def test_time_in_which_the_learner_learned_is_no_stall() -> None:
+    async def scenario() -> None:
+        hub = exchange(lag=1)
+        weights = await started(hub)
+        await deliver_both(hub, weights)
+        await hub.take(0, 0, 1, 0.2)
+        await asyncio.sleep(0.3)  # it learns
+        taking = asyncio.create_task(hub.take(1, 0, 1, 0.2))
+        await asyncio.sleep(0.1)
+        await deliver_both(hub, weights)
+        assert len(await taking) == 2
+
+    run(scenario())
+
+
+def test_a_worker_that_was_lost_is_given_nothing_any_more() -> None:
+    """Its call may have been waiting here while it died."""
+
+    async def scenario() -> None:
+        hub = exchange()
+        await started(hub)
+        leases = [(await hub.lease(f"w{n}", None))["lease"] for n in range(2)]
+        waiting = asyncio.create_task(hub.lease("dead", None, wait_s=5))
+        await asyncio.sleep(0.05)
+        await hub.worker_lost("dead")
+        await hub.worker_lost("w0")
+        assert await waiting == {"closed": True}
+        again = (await hub.lease("w2", None))["lease"]
+        assert again.prompts == leases[0].prompts
+        assert await hub.lease("w0", None) == {"closed": True}
+
+    run(scenario())
+
+
+def test_a_lease_whose_answer_was_lost_is_given_again() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        weights = await started(hub)
+        lost = (await hub.lease("w", None))["lease"]
+        again = (await hub.lease("w", None, []))["lease"]
+        assert (again.number, again.attempt) == (lost.number, 1)
+        other = (await hub.lease("w", None, [(again.step, again.number)]))["lease"]
+        assert other.number != again.number
+        assert await hub.deliver("w", rollouts(again, weights))
+
+    run(scenario())
+
+
+def test_only_what_a_dead_worker_generated_is_suspected() -> None:
+    """It held two: one waited for its rewards, and is not set aside however often the other one kills."""
+
+    async def scenario() -> None:
+        hub = exchange(quarantine_after=2)
+        weights = await started(hub)
+        for worker in ("w0", "w1"):
+            innocent = await another(hub, worker)
+            assert innocent.number == 0
+            await hub.doing(worker, 0, 0, "waits for rewards: cider")
+            assert (await another(hub, worker)).number == 1
+            await hub.worker_lost(worker)
+        good = await another(hub, "w2")
+        assert good.number == 0
+        assert (await hub.lease("w3", None, wait_s=0.05))["lease"] is None
+        assert await hub.deliver("w2", rollouts(good, weights))
+        assert [r.lease.number for r in await hub.take(0, 0, 1, 5)] == [0]
+        assert [q["images"] for q in hub.quarantined] == [hub.schedule.leases(0)[1].image_ids]
+
+    run(scenario())
+
+
+def test_a_step_may_be_asked_for_again_until_it_was_learned() -> None:
+    """An answer may be lost on its way to the learner."""
+
+    async def scenario() -> None:
+        hub = exchange()
+        weights = await started(hub)
+        await deliver_both(hub, weights)
+        first, again = [await hub.take(0, 0, 1, 5, 0) for _ in range(2)]
+        assert [r.lease for r in first] == [r.lease for r in again]
+        assert len(first) == 2
+        await hub.publish(WeightsId(0, 1), ["next"])
+        assert {key[0] for key in hub._slots} == {1}
+
+    run(scenario())
+
+
+def test_it_answers_in_between_and_a_new_one_says_that_it_is_new() -> None:
+    async def scenario() -> None:
+        hub = exchange()
+        assert await hub.take(3, 0, 1, 5, incarnation=2) == "unknown"
+        assert not await hub.publish(WeightsId(2, 3), ["ref"])
+        assert (await hub.lease("w", None, wait_s=0.05))["lease"] is None
+        await started(hub, version=3, incarnation=3, step=3)
+        assert await hub.take(3, 0, 1, 5, incarnation=3, wait_s=0.05) == "waiting"
+        assert (await hub.lease("w", WeightsId(2, 3)))["weights"] == ["ref"]
+
+    run(scenario())
+
+
+def test_the_invariant_checker_sees_a_lost_prompt_and_ends_the_run() -> None:
     async def scenario() -> None:
         hub = exchange()
         await started(hub)
         hub._slots.popitem()
         with pytest.raises(WorkFailed, match="leases of"):
             await hub.lease("w", None)
+        with pytest.raises(WorkFailed, match="leases of"):
+            await hub.take(0, 0, 1, 5)
 
     run(scenario())
+
+
+def test_the_actor_can_be_started_again_however_many_images_there_are(tmp_path: Path) -> None:
+    """Ray frees arguments above 100 KB once an actor is there, and cannot start it again without them."""
+    file = tmp_path / "prompts.json"
+    ids = [f"some_long_photograph_name_{n:08d}.jpg" for n in range(100_000)]
+    file.write_text(json.dumps(ids))
+    given = {"batch_size": 4, "lease_size": 2, "seed": 0, "total_steps": 3, "max_policy_lag": 0,
+             "lease_timeout_s": 60.0, "quarantine_after": 3}  # fmt: skip
+    assert len(pickle.dumps((str(file), given))) < 50_000
+    made = ExchangeActor(str(file), **given)
+    assert made.schedule.leases(2) == PromptSchedule(ids, batch_size=4, lease_size=2, seed=0).leases(2)
 
 
 def test_a_lease_too_old_is_generated_again() -> None:
     async def scenario() -> None:
         hub = exchange(lag=1)
         weights = await started(hub)
-        leases = [(await hub.lease("w", None))["lease"] for _ in range(4)]
+        leases = [await another(hub, "w") for _ in range(4)]
         late = replace(rollouts(leases[3], weights), weights_id=WeightsId(0, -1))
         assert not await hub.deliver("w", late)
         assert hub.counts["dropped_stale"] == 1
