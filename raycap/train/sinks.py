@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,25 @@ def all_of(sinks: Sequence[Sink]) -> Sink:
 
 
 def _tensorboard(folder: Path) -> Sink:
-    from tensorboardX import SummaryWriter
+    # not its SummaryWriter, which writes in another process and loses the end of the log with a killed one
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import Summary
 
-    writer: list[Any] = []  # opened with the first record: its file name holds the time, and a resume makes another
+    opened: list[Any] = []  # with the first record: the file's name holds the time, and a resume makes another
 
     def log(record: Mapping[str, Any]) -> None:
         if "step" not in record:
             return
-        if not writer:
+        now, step = time.time(), record["step"]
+        if not opened:
+            folder.mkdir(parents=True, exist_ok=True)
+            opened.append(EventsWriter(str(folder / "events")))
             # What an interrupted start wrote beyond its last checkpoint is cut off there.
-            writer.append(SummaryWriter(str(folder), purge_step=record["step"], flush_secs=10))
-        for name, value in numbers_of(record).items():
-            writer[0].add_scalar(name, value, record["step"])
-        writer[0].flush()
+            opened[0].write_event(Event(wall_time=now, step=step, session_log=SessionLog(status=SessionLog.START)))
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers_of(record).items()]
+        opened[0].write_event(Event(wall_time=now, step=step, summary=Summary(value=values)))
+        opened[0].flush()
 
     return log
 
