@@ -28,8 +28,11 @@ def test_names_and_tags(key: str, name: str, tags: dict[str, str]) -> None:
     assert metric_of(key) == (name, tags)
 
 
-LOGGED = """step seconds pg_loss grad_norm lr ess policy_lag length finished_share select_cider seconds/wait idle/learner
-queue/ready reward/cider/sampled reward/cider/greedy reward/cider/share""".split()
+LOGGED = [
+    "step", "seconds", "pg_loss", "grad_norm", "lr", "ess", "policy_lag", "length", "finished_share",
+    "select_cider", "seconds/wait", "idle/learner", "queue/ready", "reward/cider/sampled",
+    "reward/cider/greedy", "reward/cider/share",
+]  # fmt: skip
 
 
 def test_grafana_draws_what_there_is() -> None:
