@@ -85,6 +85,8 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
                 error = raised
         marks.append(time.perf_counter())
         values |= queue | _health(rollouts, learner.step - 1, marks, recipe.cluster.rollout_workers, group)
+        if group.rank == 0 and (aside := _set_aside(exchange, learner.step - 1)):
+            values["set_aside"] = aside
         elapsed = seconds + time.perf_counter() - started
         if group.rank == 0:
             try:
@@ -241,6 +243,19 @@ def _queue(exchange: Any, group: Group) -> dict[str, int]:
             raise
         return {}
     return {f"queue/{state}": states.get(state, 0) for state in ("pending", "leased", "ready")}
+
+
+def _set_aside(exchange: Any, step: int) -> list[str]:
+    """Images of a step that were quarantined: into the log, which outlives the Exchange."""
+    import ray
+
+    try:
+        found = answer(lambda: exchange.status.remote())["quarantined"]
+    except ray.exceptions.RayError as error:
+        if not away(error):
+            raise
+        return []
+    return [image for each in found if each["step"] == step for image in each["images"]]
 
 
 def _health(rollouts: list[Any], step: int, marks: list[float], workers: int, group: Group) -> dict[str, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from raycap.cluster.reward_pool import RewardWorker
@@ -12,13 +14,25 @@ from raycap.types import CaptionBatch
 
 
 class Faulty:
-    """Its captions' lengths, but for the caption at `place`, where `fault` happens."""
+    """Its captions' lengths, but for the caption at `place`, where `fault` happens.
 
-    def __init__(self, context: Any, *, fault: str, place: int = 1) -> None:
-        self.fault, self.place = fault, place
+    Args:
+        marker: a file that the fault leaves behind; where it lies, nothing happens any more.
+    """
+
+    def __init__(self, context: Any, *, fault: str, place: int = 1, marker: str = "") -> None:
+        self.fault, self.place, self.marker = fault, place, marker
 
     def score(self, batch: CaptionBatch) -> Sequence[float | None]:
         values: list[float | None] = [float(len(caption)) for caption in batch.captions]
+        if self.marker and Path(self.marker).exists():
+            return values
+        if self.marker:
+            Path(self.marker).touch()
+        if self.fault == "hang":
+            time.sleep(600)
+        if self.fault == "die":
+            os._exit(1)
         if self.fault == "exception":
             raise ValueError("planted")
         if self.fault == "exit":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from raycap.cluster import reward_pool, training_stages
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.run import run_recipe
-from raycap.errors import RewardError
+from raycap.errors import RewardError, RewardStuck
 from raycap.rewards.context import ContextSpec
 from raycap.rl.advantages import combine
 from raycap.train.journal import read_log
@@ -52,15 +54,15 @@ def pool_of(ray_session: Any, prepared: Any) -> Any:
     """Starts a pool of one component with a planted fault."""
     started: list[Any] = []
 
-    def start(fault: str, **options: Any) -> RewardPools:
+    def start(fault: str, limit_s: float = math.inf, workers: int = 1, **options: Any) -> RewardPools:
         spec = ContextSpec(
             recipe=None, prepared=str(prepared.folder), labelled="", document_frequency="",
             clip_embeddings="", trained_clip="", device="cpu",
         )  # fmt: skip
-        kind = ray_session.remote(RewardWorker).options(num_cpus=0)
-        actor = kind.remote("mine", spec, {"fault": fault, **options}, SOURCE, 1)
-        started.append(actor)
-        return RewardPools({"mine": [actor]})
+        kind = ray_session.remote(RewardWorker).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
+        actors = [kind.remote("mine", spec, {"fault": fault, **options}, SOURCE, 1, limit_s) for _ in range(workers)]
+        started.extend(actors)
+        return RewardPools({"mine": actors})
 
     yield start
     for actor in started:
@@ -86,6 +88,32 @@ def test_a_failure_is_never_a_reward(pool_of: Any, fault: str, caption: str, wha
         assert (failed.value.key, failed.value.value) == ("rewards.mine", caption)
         assert what in str(failed.value)
         assert ".jpg" in str(failed.value)
+
+
+def test_a_reward_that_hangs_ends_the_run_with_its_name_and_the_batch(pool_of: Any) -> None:
+    said: list[Any] = []
+    pools = pool_of("hang", limit_s=0.5)
+    with pytest.raises(RewardStuck, match=r"rewards\.mine: took longer than 0\.5 s .* begins with 'dog' of a\.jpg"):
+        pools.score(lease(), generation(), said.append)
+
+
+@pytest.mark.parametrize("fault", ["hang", "die"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_happens_once_is_tried_again(pool_of: Any, tmp_path: Path, fault: str, workers: int) -> None:
+    """The batches queued behind it, and another one at the same time, have their scores too."""
+    pools = pool_of(fault, limit_s=1.0, workers=workers, marker=str(tmp_path / "marker"))
+    with ThreadPoolExecutor(3) as threads:
+        several = [threads.submit(pools.score, lease(), generation()) for _ in range(3)]
+        for each in several:
+            np.testing.assert_array_equal(each.result(timeout=60)["mine"].rewards, np.float32([[3, 5], [4, 8]]))
+
+
+def test_it_is_told_who_is_waited_for(pool_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_pool, "REPORT_S", 0.2)
+    said: list[Any] = []
+    pool_of("hang", limit_s=1.0, marker=str(tmp_path / "marker")).score(lease(), generation(), said.append)
+    assert said
+    assert all(names == ["mine"] for names in said)
 
 
 def test_none_takes_the_component_out_for_that_image_alone(pool_of: Any) -> None:
