@@ -22,7 +22,8 @@ METHODS = ("encode", "score", "score_with_entropy")
 
 
 def shard(captioner: PrefixCaptioner) -> None:
-    """Shard a captioner in place over all ranks of the default process group: its LM's blocks one by one, the rest as one.
+    """Shard a captioner in place over all ranks of the default process group: its LM's blocks one by one, the rest
+    together.
 
     Gradients come out summed over ranks, not averaged: losses are divided by whole-step counts.
 
