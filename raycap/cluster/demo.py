@@ -145,15 +145,30 @@ def _stop(head: subprocess.Popen[bytes]) -> None:
 
 
 def _free_port(wanted: int) -> int:
-    """The usual port when it is free, else one that the system gives (outside the range of Ray's workers)."""
-    for port in (wanted, 0):
+    """The wanted port when it is free, else another one.
+
+    None of those that the system gives to outgoing connections: between this look and Ray's start one of them may go.
+    Those of Ray's workers (10002 to 19999) lie below.
+    """
+    lowest, highest = 20_000, _first_ephemeral() - 1
+    others = [lowest + secrets.randbelow(highest - lowest + 1) for _ in range(100)]
+    for port in ([wanted] if wanted <= highest else []) + others:
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))  # another head may hold it on another address of this machine
             except OSError:
                 continue
-            return int(probe.getsockname()[1])
+            return port
     raise SystemExit("raycap: no free port on 127.0.0.1")
+
+
+def _first_ephemeral() -> int:
+    """The lowest port that the system gives to outgoing connections; Linux's usual one where it does not say."""
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        lowest = 32_768
+    return lowest if lowest > 21_000 else 32_768
 
 
 if __name__ == "__main__":

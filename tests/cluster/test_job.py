@@ -88,14 +88,34 @@ def test_presets_give_way_to_what_is_asked(tmp_path: Path, monkeypatch: pytest.M
 def test_the_demo_takes_the_usual_port_only_while_it_is_free() -> None:
     import socket
 
+    port = demo._free_port(demo._first_ephemeral())
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        other = demo._free_port(port)
-        assert other != port
-        assert other > 0
+        assert demo._free_port(port) != port
     assert demo._free_port(port) == port
+
+
+def test_the_demo_takes_no_port_that_an_outgoing_connection_may_get(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's agent found its port taken between the look at it and its start, and nobody could submit a job."""
+    for usual in (52_365, demo._first_ephemeral(), 65_535):
+        assert 20_000 <= demo._free_port(usual) < demo._first_ephemeral()
+    monkeypatch.setattr(demo, "Path", lambda name: pytest.fail(name) if name != _RANGE else Ranged("40000\t60999\n"))
+    assert demo._first_ephemeral() == 40_000
+    for odd in ("", "x y", "1024 65535"):
+        monkeypatch.setattr(demo, "Path", lambda name, odd=odd: Ranged(odd))
+        assert demo._first_ephemeral() == 32_768
+
+
+_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
+
+
+class Ranged:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def read_text(self) -> str:
+        return self.text
 
 
 def test_the_demo_s_head_takes_no_port_and_no_folder_of_another_head(monkeypatch: pytest.MonkeyPatch) -> None:
