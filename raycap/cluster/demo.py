@@ -147,8 +147,11 @@ def _stop(head: subprocess.Popen[bytes]) -> None:
 def _free_port(wanted: int) -> int:
     """The wanted port when it is free, else another one.
 
-    None of those that the system gives to outgoing connections: between this look and Ray's start one of them may go.
-    Those of Ray's workers (10002 to 19999) lie below.
+    None of those that the system gives to whoever asks for any (outgoing connections, Ray's own servers): between this
+    look and Ray's start it may give that one. Those of Ray's workers (10002 to 19999) lie below.
+
+    Raises:
+        SystemExit: none of a hundred is free.
     """
     lowest, highest = 20_000, _first_ephemeral() - 1
     others = [lowest + secrets.randbelow(highest - lowest + 1) for _ in range(100)]
@@ -163,7 +166,8 @@ def _free_port(wanted: int) -> int:
 
 
 def _first_ephemeral() -> int:
-    """The lowest port that the system gives to outgoing connections; Linux's usual one where it does not say."""
+    """The lowest port that the system gives to whoever asks for any; Linux's usual one where it does not say, or gives
+    nearly all."""
     try:
         lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except (OSError, ValueError, IndexError):

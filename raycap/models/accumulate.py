@@ -35,7 +35,7 @@ def in_place() -> Iterator[None]:
 
 
 def sum_of(parameter: Tensor) -> Tensor | None:
-    """The parameter's gradient so far, to add to; None where the gradient must be left to autograd.
+    """The parameter's gradient so far, of its shape, to add to; None where the gradient must be left to autograd.
 
     That is: outside `in_place()`, for the first small batch, on a GPU, for parameters of another type than float32 or
     of a class of their own (sharded ones), and where a hook of the parameter waits for its gradient.
@@ -48,7 +48,7 @@ def sum_of(parameter: Tensor) -> Tensor | None:
 
 
 class SummingEmbedding(nn.Embedding):
-    """An embedding whose gradient can go straight into the sum."""
+    """An embedding whose gradient can go straight into the sum: tokens int64 [...] → rows [..., H]."""
 
     def forward(self, input: Tensor) -> Tensor:
         learns = torch.is_grad_enabled() and self.weight.requires_grad
@@ -60,12 +60,9 @@ class SummingEmbedding(nn.Embedding):
 def use_summing(module: nn.Module) -> None:
     """Change the plain embeddings inside; parameters and their names stay."""
     for layer in module.modules():
-        if type(layer) is nn.Embedding and _is_plain(layer):
+        plain = type(layer) is nn.Embedding and layer.max_norm is None
+        if plain and not layer.sparse and not layer.scale_grad_by_freq:
             layer.__class__ = SummingEmbedding
-
-
-def _is_plain(layer: nn.Embedding) -> bool:
-    return layer.max_norm is None and not layer.sparse and not layer.scale_grad_by_freq
 
 
 class _Lookup(torch.autograd.Function):
