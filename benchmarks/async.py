@@ -1,13 +1,13 @@
 """What bounded asynchrony is worth, how rollout workers add up, and what publishing weights costs. One JSON object.
 
-    python benchmarks/async.py [--steps 30] [--unit 0.1] [--publish-mb 500] [--workers 8]
+    python benchmarks/async.py [--steps 30] [--unit 0.4] [--publish-mb 500] [--workers 8]
 
 Real Exchange, rollout actors, reward pools and Ray; the work itself is slept, as if it were done on GPUs, so that two
 cores suffice. Three shapes of a step, each at lag 0, 1 and 4: `balanced` (generation and learning take as long as each
 other), `slow_reward` (rewards take twice as long as either), `slow_generation` (generation does).
 
     <shape>.lag1_over_lag0, .lag4_over_lag0   steps a second over those at lag 0
-    <shape>.learner_idle_share                of the learner's time, by lag
+    <shape>.learner_idle_share                of the learner's time, at lag 1 (and `_by_lag`)
     scaling_8                                 leases a second of 8 workers bound by generation over those of one
     publish_gb_per_s                          weights of `--publish-mb` from the learner's parameters into those of all
                                               workers of this node: bytes that must be copied over seconds
@@ -173,7 +173,8 @@ def compared(shape: Shape, steps: int) -> dict[str, Any]:
     return {
         "lag1_over_lag0": found[1][0] / found[0][0],
         "lag4_over_lag0": found[4][0] / found[0][0],
-        "learner_idle_share": {f"lag{lag}": idle for lag, (_, idle) in found.items()},
+        "learner_idle_share": found[1][1],
+        "learner_idle_share_by_lag": {f"lag{lag}": idle for lag, (_, idle) in found.items()},
         "steps_per_s": {f"lag{lag}": rate for lag, (rate, _) in found.items()},
     }
 
