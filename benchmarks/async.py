@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,7 @@ import torch
 
 from raycap.cluster.exchange import Exchange
 from raycap.cluster.reward_pool import RewardPools
-from raycap.cluster.rollout_worker import RolloutActor
+from raycap.cluster.rollout_worker import LeaseLoop
 from raycap.models.weights import load_snapshot, snapshot
 from raycap.train.prompts import PromptSchedule
 from raycap.types import ComponentScores, Generation, Lease, WeightsId, WeightSnapshot
@@ -100,12 +99,11 @@ class Sleeper:
         )  # fmt: skip
 
 
-class SleepyActor(RolloutActor):
-    """The real actor around a `Sleeper`."""
+class SleepyActor(LeaseLoop):
+    """The real loop around a `Sleeper`."""
 
     def __init__(self, name: str, pools: RewardPools, seconds_a_lease: float) -> None:
-        self.name, self.pools, self.ahead, self.refused = name, pools, 2, None
-        self._over, self._lost = threading.Event(), None
+        super().__init__(name, pools, ahead=2)
         self.worker = Sleeper(seconds_a_lease)  # type: ignore[assignment]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from raycap.cluster.reaching import reached
@@ -61,7 +62,7 @@ class RolloutCrew:
                     self._replace(name, lost)
                 else:  # the Exchange has closed, or heard of this; one that was made anew has not
                     if error is not None:
-                        self._report(lambda error=error: self.exchange.fail.remote(error))
+                        self._report(partial(self.exchange.fail.remote, error))
 
     def is_hopeless(self, delivered: int) -> bool:
         """Count one more death, `delivered` leases into the run: whether nothing ever comes of starting others."""

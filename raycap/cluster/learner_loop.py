@@ -184,7 +184,7 @@ def _take(
         if error is None and known and mine is None:
             ask = (learner.step, group.rank, group.size, timeout_s, learner.incarnation, TAKE_S)
             try:
-                taken = answer(lambda ask=ask: exchange.take.remote(*ask))
+                taken = answer(partial(exchange.take.remote, *ask))
             except Exception as raised:
                 cause = _cause(raised)
                 if isinstance(cause, RaycapError):

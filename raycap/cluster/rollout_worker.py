@@ -1,7 +1,7 @@
 """The actor's half: lease a slice, generate its captions, have them scored, deliver them, the next one in hand already.
 
-`RolloutWorker` is plain and needs no cluster; `RolloutActor` is its edge: it builds one and walks it through the
-Exchange until the run is over.
+`RolloutWorker` is plain and needs no cluster; `LeaseLoop` walks one through the Exchange until the run is over, and
+`RolloutActor` is the edge that builds both in a process of its own.
 """
 
 from __future__ import annotations
@@ -55,23 +55,18 @@ class RolloutWorker:
 _WEIGHTS_S, _WEIGHTS_GONE_S = 300.0, 0.5
 
 
-class RolloutActor:
-    """A `RolloutWorker` in a process of its own.
+class LeaseLoop:
+    """Walks a worker through the Exchange: lease, generate, have it scored, deliver.
 
     Args:
         name: unique among all workers of the run, restarts included; the Exchange knows the worker by it.
-        captioner_folder, features_folder: on storage that the node sees.
         pools: of the reward components.
-        threads: torch threads; at lag 0 the same number in every process that generates.
-        precision: torch's name of the type that it generates in.
-        ahead: leases whose rewards may be out while it generates the next.
+        ahead: leases whose rewards may be out while the next is generated.
     """
 
-    def __init__(
-        self, name: str, captioner_folder: str, features_folder: str, recipe: SCSTRecipe, pools: RewardPools,
-        *, max_length: int, seed: int, threads: int, device: str, precision: str = "float32", ahead: int = 2,
-    ) -> None:  # fmt: skip
-        torch.set_num_threads(threads)
+    worker: RolloutWorker
+
+    def __init__(self, name: str, pools: RewardPools, ahead: int) -> None:
         self.name, self.pools, self.ahead = name, pools, ahead
         self._over = threading.Event()
         self._lost: Exception | None = None
@@ -79,14 +74,6 @@ class RolloutActor:
         self._held: dict[tuple[int, int], Lease] = {}
         self.seconds = {"wait": 0.0, "generate": 0.0, "reward": 0.0, "weights": 0.0}
         self.refused: RaycapError | None = None
-        try:
-            # cast before it goes to the device, which then never holds it in float32
-            captioner = cast_in(getattr(torch, precision), load_captioner(Path(captioner_folder))).to(on(device))
-            features = FeatureStore.open(Path(features_folder))
-        except RaycapError as error:  # raised here, it would look like the death of a worker, and others would follow
-            self.refused = error
-            return
-        self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed)
 
     def run(self, exchange: Any) -> dict[str, Any]:
         """Work until the Exchange closes.
@@ -209,3 +196,28 @@ class RolloutActor:
         self._over.set()
         with suppress(ray.exceptions.RayError):
             reached(lambda: self.exchange.fail.remote(error))
+
+
+class RolloutActor(LeaseLoop):
+    """A `RolloutWorker` in a process of its own.
+
+    Args:
+        captioner_folder, features_folder: on storage that the node sees.
+        threads: torch threads; at lag 0 the same number in every process that generates.
+        precision: torch's name of the type that it generates in.
+    """
+
+    def __init__(
+        self, name: str, captioner_folder: str, features_folder: str, recipe: SCSTRecipe, pools: RewardPools,
+        *, max_length: int, seed: int, threads: int, device: str, precision: str = "float32", ahead: int = 2,
+    ) -> None:  # fmt: skip
+        super().__init__(name, pools, ahead)
+        torch.set_num_threads(threads)
+        try:
+            # cast before it goes to the device, which then never holds it in float32
+            captioner = cast_in(getattr(torch, precision), load_captioner(Path(captioner_folder))).to(on(device))
+            features = FeatureStore.open(Path(features_folder))
+        except RaycapError as error:  # raised here, it would look like the death of a worker, and others would follow
+            self.refused = error
+            return
+        self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed)

@@ -5,7 +5,6 @@ loop and, unchanged, by the Ray Train job.
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,7 +37,7 @@ from raycap.train.optimizing import (
     warmup_cosine,
     warmup_linear,
 )
-from raycap.train.step_figures import digest, mean_of, prompts_digest, reward_figures
+from raycap.train.step_figures import Sums, digest, mean_of, prompts_digest, reward_figures
 from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
 
@@ -113,10 +112,10 @@ class Learner:
         mixed = [combine(r.scores, weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts]
         leases = [self._lease(r, a) for r, a in zip(rollouts, mixed, strict=True)]
         places = [np.flatnonzero(lease.kept) + lease.lease.number * recipe.lease_size for lease in leases]
-        told: Counter[str] = Counter()
+        told = Sums()
         set_lr(self.optimizer, recipe.lr * self._factor())
         for number, chosen in enumerate(minibatches(places, recipe, seed=self.seed, step=self.step)):
-            told.update(self._descend(leases, chosen, number))
+            told.add(self._descend(leases, chosen, number))
         self.average.update()
         self.step += 1
         return {
@@ -175,14 +174,14 @@ class Learner:
                 found.append(self.reference.score(shown, part.tokens, part.mask, self.recipe.temperature))
         return torch.cat(found)
 
-    def _descend(self, leases: Sequence[_Lease], chosen: Sequence[Any], number: int) -> dict[str, float]:
+    def _descend(self, leases: Sequence[_Lease], chosen: Sequence[Any], number: int) -> Sums:
         """One optimizer step on some images of each lease; sums for the log."""
         recipe, samples = self.recipe, self.recipe.num_samples
         self.optimizer.zero_grad(set_to_none=True)
         parts = [(lease, *lease.part(images, samples)) for lease, images in zip(leases, chosen, strict=True)]
         mine = sum(denominator_of(recipe.normalize, part.mask) for _, _, part in parts)
         denominator = self.group.sum_values([mine])[0]
-        told: Counter[str] = Counter()
+        told = Sums()
         for lease, images, part in parts:
             if not len(part):
                 continue
@@ -194,11 +193,10 @@ class Learner:
         self.group.sum_gradients(self.parameters)
         norm = clip_gradients(self.parameters, recipe.grad_clip, step=self.step, remedy="lower scst.lr")
         self.optimizer.step()
-        told["descents"] = 1
-        told["grad_norm"] = norm
+        told.add({"descents": 1.0, "grad_norm": norm})
         return told
 
-    def _accumulate(self, seen: Tensor, samples: Samples, denominator: float, told: Counter[str]) -> Tensor:
+    def _accumulate(self, seen: Tensor, samples: Samples, denominator: float, told: Sums) -> Tensor:
         """Gradients of captions, a few images at a time: the memory is that of `micro_batch` captions, however many
         there are, or of one image's K where these are more.
 
@@ -213,11 +211,11 @@ class Learner:
                 )
             with in_place():
                 loss.backward()
-            told.update(sums)
+            told.add(sums)
             logprobs.append(scored)
         return torch.cat(logprobs)
 
-    def _accumulate_mle(self, number: int, told: Counter[str]) -> None:
+    def _accumulate_mle(self, number: int, told: Sums) -> None:
         """Gradients of `mle_weight` times the cross-entropy of this rank's share of a batch of labelled images."""
         recipe, group = self.recipe, self.group
         assert self.labelled is not None
@@ -237,7 +235,7 @@ class Learner:
             loss = cross_entropy(logprobs, mask[part], denominator=words)
             with in_place():
                 (recipe.mle_weight * loss).backward()
-            told["mle_loss"] += float(loss.detach())
+            told.add({"mle_loss": float(loss.detach())})
 
     def _figures(self, told: Mapping[str, float]) -> dict[str, float]:
         """Losses and means a token over all ranks; the gradient's norm, the mean of several steps'."""

@@ -14,6 +14,14 @@ from raycap.train.optimizing import Group
 from raycap.types import Lease, Rollouts
 
 
+class Sums(dict[str, float]):
+    """Figures that add up over the parts of a step."""
+
+    def add(self, more: Mapping[str, float]) -> None:
+        for name, value in more.items():
+            self[name] = self.get(name, 0.0) + value
+
+
 def digest(rollouts: Sequence[Rollouts]) -> str:
     """Of all captions and rewards of some leases, samples and greedy: equal digests mean equal rollouts, bit by bit."""
     found = blake2b(digest_size=8)
