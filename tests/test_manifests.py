@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate as validate
 import pytest
 import yaml
 
@@ -40,7 +41,6 @@ def pods() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("group", ["head", "learner", "actors"])
 def test_kubernetes_takes_the_pods(group: str) -> None:
-    validate = pytest.importorskip("kubernetes_validate")
     template = pods()[group]
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": group}, "spec": template["spec"]}
     validate.validate(whole, "1.30", strict=True)
