@@ -74,7 +74,7 @@ def _progress(last: Mapping[str, Any], recent: Sequence[Mapping[str, Any]]) -> R
     rate = steps / seconds if seconds > 0 else 0.0
     line = Table.grid(padding=(0, 2))
     left = f"ETA {clock((total - done) / rate)}" if rate and done < total else ""
-    line.add_row(ProgressBar(total=total, completed=done, width=40), f"{done:,} of {total:,} steps",
+    line.add_row(ProgressBar(total=total, completed=done, width=20), f"{done:,} of {total:,} steps",
                  f"{rate:.2f} steps/s" if rate else "", left, f"trained for {clock(last['seconds'])}")  # fmt: skip
     return line
 
@@ -109,11 +109,12 @@ def _waiting(recent: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
         yield Text(warnings[-1], style="red")
 
 
-def sparkline(values: Sequence[float], width: int = 30) -> str:
-    """A course of values as bars, means of neighbours where there are more than `width`."""
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """A course of values as bars, means of neighbours where there are more than `width`. What hardly moves is flat."""
     count = min(width, len(values))
     cuts = [round(n * len(values) / count) for n in range(count + 1)] if count else []
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
     low, high = min(means, default=0.0), max(means, default=0.0)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    moves = high - low > 1e-3 * max(abs(high), abs(low))
+    scale = (len(_BARS) - 1) / (high - low) if moves else 0.0
     return "".join(_BARS[round((mean - low) * scale)] for mean in means)
