@@ -44,6 +44,9 @@ class FollowerJournal(FolderJournal):
     def _cut_log(self, step: int) -> None:
         """Rank 0 cuts."""
 
+    def _tell_of(self, broken: str, why: str, onward: str) -> None:
+        """Rank 0 tells."""
+
 
 def training_group() -> Group:
     """The ranks of this Ray Train job."""

@@ -8,6 +8,7 @@ A file reaches a learner on another machine, whoever asks: the job's driver at a
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from raycap.errors import Stopped
@@ -20,6 +21,13 @@ STOP = "stop"
 def ask_to_stop(folder: Path, why: str) -> None:
     """Have the stage in `folder` write a checkpoint after the step it is at, and end."""
     write_whole(folder / STOP, why)
+
+
+def stop_asked(folder: Path) -> str:
+    """Why somebody wants the stage in `folder` to stop; empty when nobody does, or the storage does not say."""
+    with suppress(OSError):
+        return (folder / STOP).read_text().strip() or "asked to"
+    return ""
 
 
 def forget_stop(folder: Path) -> None:
