@@ -142,13 +142,13 @@ class Exchange:
                 self._expire()
                 if self._closed or self._failure or worker in self._gone:
                     return {"closed": True}
-                slot = next((s for s in self._slots.values() if s.state == PENDING), None)
-                if slot is not None and self._weights is not None:
-                    slot.state, slot.holder, slot.since = LEASED, worker, time.monotonic()
-                    self._doing[slot.lease.step, slot.lease.number] = (GENERATES, slot.since)
+                free = next((s for s in self._slots.values() if s.state == PENDING), None)
+                if free is not None and self._weights is not None:
+                    free.state, free.holder, free.since = LEASED, worker, time.monotonic()
+                    self._doing[free.lease.step, free.lease.number] = (GENERATES, free.since)
                     self._check()
                     fresh = None if known == self._weights_id else self._weights
-                    return {"lease": slot.lease, "weights_id": self._weights_id, "weights": fresh}
+                    return {"lease": free.lease, "weights_id": self._weights_id, "weights": fresh}
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return {"lease": None}

@@ -35,6 +35,16 @@ def forget_stop(folder: Path) -> None:
     (folder / STOP).unlink(missing_ok=True)
 
 
+def stop_before_start(folder: Path) -> None:
+    """While a stage gets ready: nothing is learned yet that wants a checkpoint.
+
+    Raises:
+        Stopped: somebody asked.
+    """
+    if why := stop_asked(folder):
+        raise Stopped(f"stopped before it learned anything: {why}", remedy="the same command goes on from there")
+
+
 def stop_if_asked(group: Group, why: str, step: int, save: Callable[[], None]) -> None:
     """After a step: whether to go on. All ranks end together.
 
