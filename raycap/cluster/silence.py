@@ -11,6 +11,9 @@ from pathlib import Path
 
 from raycap.errors import WorkFailed
 
+START_S = 120.0
+"""What a process may need to start, beyond what the recipe allows for a step."""
+
 
 def free_room() -> str:
     """What of the cluster is free, in words."""
@@ -29,7 +32,7 @@ class Silence:
             waits for whom speaks first.
     """
 
-    def __init__(self, log: Path, stall_timeout_s: float, start_s: float = 120.0) -> None:
+    def __init__(self, log: Path, stall_timeout_s: float, start_s: float = START_S) -> None:
         self.log, self.stall_timeout_s = log, stall_timeout_s
         self.limit_s = 2 * stall_timeout_s + start_s
         self._size, self._since = -1, time.monotonic()

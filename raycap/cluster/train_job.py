@@ -230,7 +230,13 @@ def _why(error: Exception, max_failures: int) -> RaycapError:
 
 
 def _exhausted(what: str, error: Exception, max_failures: int) -> WorkFailed:
+    of_ranks = getattr(error, "worker_failures", {})
+    said = "; ".join(f"rank {rank}: {_in_a_line(each)}" for rank, each in sorted(of_ranks.items())) or _in_a_line(error)
     after = f" after {max_failures} restarts" if max_failures else ""
     remedy = "run the same command again: it goes on from the last checkpoint; or raise it"
-    return WorkFailed(f"{what}{after}: {str(error)[-2000:]}", key="cluster.max_failures", value=max_failures,
+    return WorkFailed(f"{what}{after}, the last time of {said}", key="cluster.max_failures", value=max_failures,
                       remedy=remedy)  # fmt: skip
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

@@ -19,6 +19,7 @@ from raycap.cluster.precision import stage_precision
 from raycap.cluster.reaching import reached
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
+from raycap.cluster.silence import START_S
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
 from raycap.cluster.tasks import on
@@ -207,7 +208,8 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         with RolloutCrew(
             _rollout_starter(run, seed, pools, precision["rollout"]), exchange, recipe.cluster.rollout_workers
         ) as crew:
-            ready = pools.wait_until_ready(recipe.cluster.stall_timeout_s, partial(stop_before_start, folder))
+            limit_s = recipe.cluster.stall_timeout_s + START_S
+            ready = pools.wait_until_ready(limit_s, partial(stop_before_start, folder))
             signatures = reward_signatures(ready, recipe.scst)  # while the crew's processes start
             write_json(folder / "rewards.json", signatures)
             with followed(folder, "scst"):
