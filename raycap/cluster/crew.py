@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from raycap.cluster.reaching import reached
-from raycap.errors import WorkFailed
+from raycap.errors import RaycapError, WorkFailed
+
+TELL_S = 5.0
+"""Between two times that an error which ends the run is told."""
 
 
 class RolloutCrew:
@@ -26,6 +29,8 @@ class RolloutCrew:
         self._in_a_row, self._delivered = 0, 0
         self._started = 0
         self._at_work: dict[Any, tuple[str, Any]] = {}  # result reference → (name, actor)
+        self._fatal: RaycapError | None = None
+        self._told = 0.0  # of it, when last
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rollout-crew", daemon=True)
 
@@ -52,8 +57,8 @@ class RolloutCrew:
     def _watch(self) -> None:
         import ray
 
-        while not self._stop.is_set() and self._at_work:
-            done, _ = ray.wait(list(self._at_work), num_returns=1, timeout=0.5)
+        while not self._stop.is_set():
+            done, _ = ray.wait(list(self._at_work), num_returns=1, timeout=0.5) if self._at_work else ([], [])
             for ref in done:
                 name, _actor = self._at_work.pop(ref)
                 try:
@@ -61,8 +66,17 @@ class RolloutCrew:
                 except ray.exceptions.RayError as lost:
                     self._replace(name, lost)
                 else:  # the Exchange has closed, or heard of this; one that was made anew has not
-                    if error is not None:
-                        self._report(partial(self.exchange.fail.remote, error))
+                    self._fatal = self._fatal or error
+            self._tell_what_is_fatal()
+
+    def _tell_what_is_fatal(self) -> None:
+        """Again and again until the run ends of it: an Exchange that is started anew has not heard of it."""
+        if self._fatal is None or time.monotonic() - self._told < TELL_S:
+            if not self._at_work:
+                self._stop.wait(0.5)
+            return
+        self._report(lambda: self.exchange.fail.remote(self._fatal))
+        self._told = time.monotonic()
 
     def is_hopeless(self, delivered: int) -> bool:
         """Count one more death, `delivered` leases into the run: whether nothing ever comes of starting others."""
@@ -78,9 +92,9 @@ class RolloutCrew:
         self._report(lambda: self.exchange.worker_lost.remote(name))
         status = self._report(lambda: self.exchange.status.remote())
         if status is not None and self.is_hopeless(status["counts"].get("delivered", 0)):
-            fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the last "
-                               f"one of: {error}", key="cluster.rollout_workers", value=self.size)  # fmt: skip
-            self._report(lambda: self.exchange.fail.remote(fatal))
+            self._fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the "
+                                     f"last one of: {error}", key="cluster.rollout_workers", value=self.size,
+                                     remedy="look at the rollout workers' logs")  # fmt: skip
             return
         self._hire()
 

@@ -6,12 +6,14 @@ The body is that of `raycap.train.scst`; what differs is where rollouts come fro
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raycap.cluster.accounting import set_aside
 from raycap.cluster.reaching import answer, away, reached
 from raycap.cluster.tasks import on
 from raycap.cluster.train_job import built_together, rank_journal, together, training_group
@@ -26,6 +28,7 @@ from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
 from raycap.train.optimizing import Group
+from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, same_step
 from raycap.train.scst import finish_step, first_look, save, summary
 from raycap.train.steering import Steering
@@ -39,14 +42,17 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: exchange (handle), recipe, seed, device, precision; start, features, folder (paths as strings);
-            select_references; about; prepared (path) and labelled (image ids) for `scst.mle_weight`.
+            select_references; about; prepared (path) and labelled (image ids) for `scst.mle_weight`. The run's prompts
+            lie in its folder, for the Exchange and for its check here.
     """
     recipe: Recipe = config["recipe"]
     exchange = config["exchange"]
     group = training_group()
     journal = rank_journal(
-        config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging
-    )
+        config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging,
+        watched=config.get("watched", False),
+    )  # fmt: skip
+    schedule = _schedule(config)
     learner, steering, seconds = built_together(group, lambda: _set_up(config, journal, group))
     validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
     same_step(group, learner.step)
@@ -67,8 +73,11 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     def stop_where_asked() -> None:
         """Between two steps, and while one is waited for."""
+        checkpoint = partial(save, learner, steering, journal, elapsed)
+        if journal.save_asked():
+            checkpoint()
         why = journal.stop_asked() if group.rank == 0 else ""
-        stop_if_asked(group, why, learner.step, partial(save, learner, steering, journal, elapsed))
+        stop_if_asked(group, why, learner.step, checkpoint)
 
     while learner.step < recipe.scst.steps:
         known = bool(_of_rank_0(known, group))
@@ -76,6 +85,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         marks = [time.perf_counter()]
         rollouts = _take(exchange, learner, group, config, error, known, stop_where_asked)
         marks.append(time.perf_counter())
+        aside = set_aside(schedule, learner.step, rollouts, group)
         values = learner.update(rollouts)
         marks.append(time.perf_counter())
         if group.rank == 0:
@@ -85,7 +95,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
                 error = raised
         marks.append(time.perf_counter())
         values |= queue | _health(rollouts, learner.step - 1, marks, recipe.cluster.rollout_workers, group)
-        if group.rank == 0 and (aside := _set_aside(exchange, learner.step - 1)):
+        if aside:
             values["set_aside"] = aside
         elapsed = seconds + time.perf_counter() - started
         if group.rank == 0:
@@ -98,7 +108,14 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
             stop_where_asked()
     together(group, error)  # the last look's
     seconds += time.perf_counter() - started
-    return summary(learner, steering.keeper, seconds)
+    return {**summary(learner, steering.keeper, seconds), "set_aside": steering.set_aside}
+
+
+def _schedule(config: Mapping[str, Any]) -> PromptSchedule:
+    recipe: Recipe = config["recipe"]
+    ids = json.loads((Path(config["folder"]) / PROMPTS).read_text())
+    sizes = {"batch_size": recipe.scst.batch_size, "lease_size": recipe.scst.lease_size}
+    return PromptSchedule(ids, **sizes, seed=config["seed"])
 
 
 def _set_up(config: dict[str, Any], journal: Journal, group: Group) -> tuple[Learner, Steering, float]:
@@ -160,6 +177,8 @@ def _cause(error: Exception) -> Exception:
     return getattr(error, "cause", None) or error
 
 
+PROMPTS = "prompts.json"
+"""Image ids of the run, in the stage's folder."""
 TAKE_S = 2.0
 """How long a rank waits for its rollouts before it looks at what the others do."""
 
@@ -179,6 +198,7 @@ def _take(
     """
     timeout_s = config["recipe"].cluster.stall_timeout_s
     mine: list[Any] | None = None
+    asked, losses = time.monotonic(), 0
     while True:
         lost = not known
         if error is None and known and mine is None:
@@ -199,11 +219,22 @@ def _take(
         anywhere_lost, waiting = group.sum_values([float(lost), float(mine is None)])
         if anywhere_lost:
             mine = None  # of the Exchange before
+            losses += 1
+            together(group, _lost_too_often(learner.step, losses, time.monotonic() - asked, timeout_s))
             known = _introduce(exchange, learner, group, config["folder"])
         elif not waiting:
             assert mine is not None
             return mine
         rest()
+
+
+def _lost_too_often(step: int, times: int, for_s: float, limit_s: float) -> RaycapError | None:
+    """An Exchange that is lost again and again sees no stall, because each one is new."""
+    if times == 1 or for_s <= limit_s:
+        return None
+    return WorkFailed(f"step {step} got no further for {for_s:.0f} s, in which the Exchange was lost {times} times",
+                      key="cluster.stall_timeout_s", value=limit_s,
+                      remedy="look at the Exchange's log: the head may have too little memory")  # fmt: skip
 
 
 def _introduce(exchange: Any, learner: Learner, group: Group, folder: str) -> bool:
@@ -243,19 +274,6 @@ def _queue(exchange: Any, group: Group) -> dict[str, int]:
             raise
         return {}
     return {f"queue/{state}": states.get(state, 0) for state in ("pending", "leased", "ready")}
-
-
-def _set_aside(exchange: Any, step: int) -> list[str]:
-    """Images of a step that were quarantined: into the log, which outlives the Exchange."""
-    import ray
-
-    try:
-        found = answer(lambda: exchange.status.remote())["quarantined"]
-    except ray.exceptions.RayError as error:
-        if not away(error):
-            raise
-        return []
-    return [image for each in found if each["step"] == step for image in each["images"]]
 
 
 def _health(rollouts: list[Any], step: int, marks: list[float], workers: int, group: Group) -> dict[str, float]:

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from raycap.cluster.reaching import AWAY_S
+from raycap.cluster.silence import free_room
 from raycap.errors import RaycapError, RewardStuck, WorkFailed
 from raycap.rewards.context import ContextSpec
 from raycap.rewards.contract import build_component, score_generation
@@ -73,20 +75,34 @@ def _take_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)  # of this thread
 
 
-PATIENCE_S = 60.0
-"""After so long without an actor it is said what is waited for, and again each time."""
+PATIENCE_S, LOOK_S = 60.0, 1.0
+"""After so long without an actor it is said what is waited for, and again each time; how often it is looked up."""
 
 
-def _patiently(name: str, ref: Any) -> Any:
-    """What an actor answers; one that finds no room in the cluster waits for it, and it is said that it does."""
+def _patiently(name: str, ref: Any, limit_s: float, look: Callable[[], None]) -> Any:
+    """What an actor answers; one that finds no room in the cluster waits for it, and it is said that it does.
+
+    Args:
+        look: called now and then; may raise.
+
+    Raises:
+        WorkFailed: it found no room for `limit_s`.
+    """
     import ray
 
-    waited = 0.0
-    while not ray.wait([ref], timeout=PATIENCE_S)[0]:
-        waited += PATIENCE_S
-        there, free = ray.cluster_resources(), ray.available_resources()
-        room = ", ".join(f"{free.get(key, 0.0):g} of {there.get(key, 0.0):g} {key}s" for key in ("CPU", "GPU"))
-        print(f"rewards.{name} has waited {waited:.0f} s for its actor to start; free are {room}", flush=True)
+    began, said = time.monotonic(), 1
+    while not ray.wait([ref], timeout=min(LOOK_S, PATIENCE_S))[0]:
+        look()
+        waited = time.monotonic() - began
+        if waited > limit_s:
+            raise WorkFailed(f"its actor has not started for {waited:.0f} s; free are {free_room()}",
+                             key=f"rewards.{name}", remedy="look at the actor's log, lower what the other actors "
+                             "take, or raise cluster.stall_timeout_s where more nodes are to come")  # fmt: skip
+        if waited > said * PATIENCE_S:
+            said += 1
+            print(
+                f"rewards.{name} has waited {waited:.0f} s for its actor to start; free are {free_room()}", flush=True
+            )
     return ray.get(ref)
 
 
@@ -98,13 +114,14 @@ class RewardPools:
     """Handles of all reward actors, by component.
 
     Leases go round the actors of a pool; which one answers makes no difference to the numbers. An actor that dies is
-    restarted by Ray, and its call is made again, of another one: scoring has no side effect. A batch that an actor got
-    stuck at is tried once more; then the run ends with it.
+    restarted by Ray, and its call is made again, of the next one that is there: scoring has no side effect. As long as
+    none is there they are knocked at, which is no death of a batch. One that an actor got stuck at is tried once more;
+    then the run ends with it.
     """
 
-    def __init__(self, actors: Mapping[str, Sequence[Any]], retries: int = 5) -> None:
+    def __init__(self, actors: Mapping[str, Sequence[Any]], retries: int = 5, away_s: float = AWAY_S) -> None:
         self.actors = {name: list(pool) for name, pool in actors.items()}
-        self.retries = retries
+        self.retries, self.away_s = retries, away_s
         self._turns = dict.fromkeys(self.actors, 0)
         self._first: int | None = None
 
@@ -113,29 +130,37 @@ class RewardPools:
         """Of the components."""
         return list(self.actors)
 
-    def wait_until_ready(self) -> dict[str, str]:
+    def wait_until_ready(self, limit_s: float = math.inf, look: Callable[[], None] = lambda: None) -> dict[str, str]:
         """Signatures by component, once every actor has built its own.
 
+        Args:
+            limit_s: for each actor.
+            look: called now and then; may raise, to wait no longer.
+
         Raises:
-            RaycapError: what a component refused.
+            RaycapError: what a component refused; WorkFailed when an actor finds no room, or cannot start.
         """
-        signatures = {name: [self._signature(name, actor) for actor in pool] for name, pool in self.actors.items()}
+        signatures = {
+            name: [self._signature(name, actor, limit_s, look) for actor in pool] for name, pool in self.actors.items()
+        }
         return {name: of_pool[0] for name, of_pool in signatures.items()}
 
-    def _signature(self, name: str, actor: Any) -> str:
+    def _signature(self, name: str, actor: Any, limit_s: float, look: Callable[[], None]) -> str:
         import ray
 
-        for attempt in range(1, self.retries + 1):
+        began = time.monotonic()
+        while True:
             try:
-                return str(_patiently(name, actor.ready.remote()))
+                return str(_patiently(name, actor.ready.remote(), limit_s, look))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
             except ray.exceptions.RayActorError as error:
-                if attempt == self.retries or not isinstance(error, ray.exceptions.ActorUnavailableError):
+                restarts = isinstance(error, ray.exceptions.ActorUnavailableError)
+                if not restarts or time.monotonic() - began > self.away_s:
                     raise WorkFailed(f"its actor could not start: {str(error)[:500]}", key=f"rewards.{name}",
                                      remedy="look at the actor's log") from error  # fmt: skip
-                time.sleep(0.5 * attempt)  # it is being started again
-        raise AssertionError("unreachable")
+            look()
+            time.sleep(KNOCK_S)
 
     def score(
         self, lease: Lease, generation: Generation, waiting: Callable[[Sequence[str]], None] = lambda names: None
@@ -143,7 +168,7 @@ class RewardPools:
         """Scores of a lease by every component, all asked at once. Several threads may ask.
 
         Args:
-            waiting: called now and then with the names of the components that have not answered.
+            waiting: called now and then with whom it waits for: the components that have not answered.
 
         Raises:
             RewardError: a component broke the contract.
@@ -159,58 +184,88 @@ class RewardPools:
             ray.wait(list(refs), num_returns=1, timeout=REPORT_S)
             ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
             for name in (refs[ref] for ref in ended):
-                answer = self._answer(asked[name])
-                if answer is None:
-                    self._send(asked[name])
-                else:
+                if (answer := self._answer(asked[name])) is not None:
                     scores[name] = answer
-            if not ended:
-                waiting(left)
+            if not ended or any(asked[name].knocking for name in left):
+                waiting([asked[name].whom for name in left])
         return {name: scores[name] for name in self.actors}
 
     def _ask(self, name: str, lease: Lease, generation: Generation) -> _Asked:
-        asked = _Asked(name, lease, generation)
+        asked = _Asked(name, lease, generation, self._next(name))
         self._send(asked)
         return asked
 
     def _send(self, asked: _Asked) -> None:
-        pool = self.actors[asked.name]
+        asked.knocking = False
+        asked.ref = asked.actor.score.remote(asked.lease.image_ids, asked.generation)
+
+    def _knock(self, asked: _Asked) -> None:
+        """At the next actor of the pool: whether it is there, or will be."""
+        asked.actor, asked.knocking = self._next(asked.name), True
+        asked.ref = asked.actor.ready.remote()
+
+    def _next(self, name: str) -> Any:
+        pool = self.actors[name]
         if self._first is None:  # each process begins at another actor
             self._first = os.getpid()
-        turn, self._turns[asked.name] = self._turns[asked.name], self._turns[asked.name] + 1
-        actor = pool[(self._first + turn) % len(pool)]
-        asked.ref = actor.score.remote(asked.lease.image_ids, asked.generation)
+        turn, self._turns[name] = self._turns[name], self._turns[name] + 1
+        return pool[(self._first + turn) % len(pool)]
 
     def _answer(self, asked: _Asked) -> ComponentScores | None:
-        """What a call that has ended brought; None when it is to be made again."""
+        """What a call that has ended brought; None when another one was made."""
         import ray
 
         try:
-            return ray.get(asked.ref)
+            scores = ray.get(asked.ref)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RewardStuck) and not asked.stuck:
                 print(f"{error.cause}; its actor is started again", flush=True)
                 asked.stuck = True
-                return None
-            if isinstance(error.cause, RaycapError):
+            elif isinstance(error.cause, RaycapError):
                 raise error.cause from None
-            raise
+            else:
+                raise
         except ray.exceptions.RayActorError as error:
-            asked.deaths += 1
-            if asked.deaths >= self.retries:
-                raise WorkFailed(f"its actors died {asked.deaths} times: {error}", key=f"rewards.{asked.name}",
-                                 remedy="look at the actor's log; give it more memory") from error  # fmt: skip
-        time.sleep(min(10.0, 0.5 * 2**asked.deaths))
+            if asked.knocking and isinstance(error, ray.exceptions.ActorUnavailableError):
+                time.sleep(KNOCK_S)  # it is being started again
+            else:
+                asked.died_of(error, self.retries)
+        else:
+            if not asked.knocking:
+                return scores
+            self._send(asked)
+            return None
+        self._knock(asked)
         return None
+
+
+KNOCK_S = 0.5
+"""Between two knocks at a pool whose actors are being started again. A stalled run is ended by the Exchange."""
 
 
 @dataclass
 class _Asked:
-    """A batch at one component, and what befell it."""
+    """A batch at one component, and what befell it. `ref` is the call that is out: for its scores or, `knocking`,
+    whether the actor is there."""
 
     name: str
     lease: Lease
     generation: Generation
+    actor: Any
     ref: Any = None
+    knocking: bool = False
     deaths: int = 0
     stuck: bool = False
+
+    @property
+    def whom(self) -> str:
+        """Whom it waits for, in words."""
+        return f"{self.name}, whose actors are being started again" if self.knocking else self.name
+
+    def died_of(self, error: Exception, limit: int) -> None:
+        self.deaths += 1
+        if self.deaths >= limit:
+            first = next(iter(self.lease.image_ids), "")
+            raise WorkFailed(f"its actors died {self.deaths} times of a batch that begins with {first}: {error}",
+                             key=f"rewards.{self.name}", remedy="look at the actor's log; give it more memory",
+                             ) from error  # fmt: skip

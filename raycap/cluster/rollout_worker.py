@@ -160,8 +160,14 @@ class LeaseLoop:
                 whole = replace(made, scores=scores, seconds=spent)
                 reached(lambda: self.exchange.deliver.remote(self.name, whole))
         finally:
-            self._held.pop((lease.step, lease.number), None)
+            self._let_go(lease)
             room.release()
+
+    def _let_go(self, lease: Lease) -> None:
+        """Of this attempt: after a restart of the learner another of the same number may be held."""
+        place = (lease.step, lease.number)
+        if self._held.get(place) is lease:
+            self._held.pop(place, None)
 
     @contextmanager
     def _ending_with_what_goes_wrong(self, lease: Lease | None) -> Iterator[None]:
@@ -185,7 +191,7 @@ class LeaseLoop:
             self._end(WorkFailed(what, key="worker", value=self.name))
 
     def _give_back(self, lease: Lease, why: str) -> None:
-        self._held.pop((lease.step, lease.number), None)
+        self._let_go(lease)
         self.exchange.give_back.remote(self.name, lease, why)  # unheard, it comes back when this worker asks again
 
     def _end(self, error: RaycapError) -> None:

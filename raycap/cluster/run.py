@@ -22,10 +22,12 @@ from raycap.cluster.stages import FOR_MEMORY, Run, Stage, clip_identity, trained
 from raycap.cluster.storage import check_places, refuse_stale, working_in
 from raycap.cluster.tasks import connected
 from raycap.cluster.training_stages import mle_continued_stage, mle_stage, scst_stage
+from raycap.errors import Stopped
 from raycap.models.preflight import check_models
 from raycap.recipe import Recipe
 from raycap.rewards.contract import check_component
 from raycap.train.progress import clock
+from raycap.train.stopping import stop_asked
 
 
 def _dump(recipe: Recipe, *names: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -169,8 +171,13 @@ def _run_stage(run: Run, name: str, seed: int) -> None:
         print(f"{folder.label:<14}  finished before, reused", flush=True)
         return
     started = time.perf_counter()
-    with stopping_at_signals(run.path(name, seed)) if STAGES[name].stops else nullcontext():
+    stops, path = STAGES[name].stops, run.path(name, seed)
+    with stopping_at_signals(path) if stops else nullcontext():
         results = STAGES[name].run(run, seed)
+        why = stop_asked(path) if stops else ""  # in its last step: there was nothing left to stop
     wall = time.perf_counter() - started
     folder.finish({**results, "wall_seconds": wall})
     print(f"{folder.label:<14}  finished in {clock(wall)}", flush=True)
+    if why:
+        raise Stopped(f"stopped after {folder.label}, which is finished: {why}",
+                      remedy="the same command goes on with what comes next")  # fmt: skip

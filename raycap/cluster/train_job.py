@@ -1,7 +1,6 @@
 """A loop as a Ray Train job: worker group, restarts from our own checkpoints, errors that are not worth a restart.
 
-Ray Train retries every error; a `RaycapError` is deterministic and comes back as the function's result instead, to be
-raised in the driver.
+Ray Train starts the group again after any error; `retrying` says which of them end the run at once instead.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from typing import Any, TypeVar
 
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.metrics import ray_metrics
-from raycap.cluster.tasks import one_node
-from raycap.errors import RaycapError, WorkFailed
+from raycap.cluster.preemption import notices, watched
+from raycap.cluster.silence import Silence
+from raycap.errors import RaycapError, Stopped, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, LoggingRecipe
 from raycap.train.journal import FolderJournal
@@ -43,6 +43,9 @@ class FollowerJournal(FolderJournal):
 
     def _cut_log(self, step: int) -> None:
         """Rank 0 cuts."""
+
+    def _tell_of(self, broken: str, why: str, onward: str) -> None:
+        """Rank 0 tells."""
 
 
 def training_group() -> Group:
@@ -86,43 +89,58 @@ def built_together(group: Group, build: Callable[[], Built]) -> Built:
 
 
 def rank_journal(
-    folder: str, group: Group, *, keep: int, about: Mapping[str, Any], logging: LoggingRecipe
+    folder: str, group: Group, *, keep: int, about: Mapping[str, Any], logging: LoggingRecipe, watched: bool = False
 ) -> FolderJournal:
     """The journal of this rank; rank 0's log goes to Ray's metrics and to where `logging` says, too.
+
+    Args:
+        watched: whether Ray Train looks for notices that a node will be taken away.
 
     Raises:
         RecipeError: on every rank, when a library that `logging` asks for is not there.
     """
+    notice = notices() if watched else None
     if group.rank:
         together(group, None)
-        return FollowerJournal(Path(folder), keep=keep, about=about)
+        return FollowerJournal(Path(folder), keep=keep, about=about, notice=notice)
     path = Path(folder)
 
-    def watched() -> FolderJournal:
+    def with_sinks() -> FolderJournal:
         path.mkdir(parents=True, exist_ok=True)
         run = f"{about.get('run', path.parent.name)}/{path.name}"
         sinks = [*sinks_of(logging, path, run), ray_metrics(run)]
-        return FolderJournal(path, keep=keep, about=about, watch=all_of(sinks))
+        return FolderJournal(path, keep=keep, about=about, watch=all_of(sinks), notice=notice)
 
-    return built_together(group, watched)
+    return built_together(group, with_sinks)
 
 
 def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """The loop with its errors sorted. A stop, and what a rank alone met, are its result: Ray Train hears of no error.
+    Of several ranks one may have met it while the others wait for it in a collective: it is raised, and ends them."""
+
     def run(config: dict[str, Any]) -> dict[str, Any]:
+        import ray.train
         import torch
+
+        from raycap.cluster.retrying import final
 
         torch.set_num_threads(config["threads"])
         try:
             return {"result": loop(config)}
-        except RaycapError as error:
-            return {"error": error}
+        except Exception as error:
+            ending = final(error, Path(config["folder"]))
+            if ending is None:
+                raise
+            if isinstance(ending, Stopped) or ray.train.get_context().get_world_size() == 1:
+                return {"error": ending}
+            raise ending from error
 
     return run
 
 
-def _in_a_thread(function: Callable[[], Built]) -> Built:
-    """What a function returns or raises. In the main thread Ray Train would answer Ctrl-C itself, by ending everything
-    at once with status 0."""
+def _in_a_thread(function: Callable[[], Built], look: Callable[[], None]) -> Built:
+    """What a function returns or raises, or what `look` raises, which is called now and then. In the main thread Ray
+    Train would answer Ctrl-C itself, by ending everything at once with status 0."""
     made: Future[Built] = Future()
 
     def run() -> None:
@@ -137,6 +155,7 @@ def _in_a_thread(function: Callable[[], Built]) -> Built:
             return made.result(timeout=0.5)
         if made.done():
             return made.result()
+        look()
 
 
 def run_train_job(
@@ -147,14 +166,38 @@ def run_train_job(
     The loop must resume from its own journal: a restart calls it again with the same config.
 
     Raises:
-        RaycapError: what the loop raised; WorkFailed when the worker group could not be kept alive.
+        RaycapError: what the loop raised; WorkFailed when the worker group could not be kept alive, or hangs.
     """
+    import ray
+    import ray.train
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    silence = Silence(folder / "log.jsonl", cluster.stall_timeout_s)
+    lost = 0  # controllers: Ray Train starts ranks again, and nobody starts it
+    while True:
+        try:
+            answer = _in_a_thread(_trainer(loop, config, cluster, folder).fit, silence.look).return_value
+        except ray.train.TrainingFailedError as error:
+            raise _why(error, cluster.max_failures) from error
+        except ray.exceptions.RayActorError as error:
+            lost += 1
+            if lost > cluster.max_failures:
+                raise _exhausted("Ray Train's controller died", error, cluster.max_failures) from error
+            print(f"Ray Train's controller was lost ({str(error).splitlines()[0][:160]}); another starts", flush=True)
+            continue
+        if "error" in answer:
+            raise answer["error"]
+        return answer["result"]
+
+
+def _trainer(
+    loop: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any], cluster: ClusterRecipe, folder: Path
+) -> Any:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if one_node():  # where there is no other node, nobody is told that one will go: a process less to start
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    from raycap.cluster.retrying import EndAtOnce
+
     scaling = ray.train.ScalingConfig(
         num_workers=cluster.learner_workers,
         use_gpu=bool(cluster.learner_gpus),
@@ -169,17 +212,31 @@ def run_train_job(
         storage_path=str(folder / "ray_train"),
         failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
         worker_runtime_env={"env_vars": ALLOCATOR},
+        callbacks=[EndAtOnce()],
     )
     # A rank waits in a collective while another looks at `select`; who waits for rollouts is told by the Exchange.
     backend = TorchConfig(timeout_s=int(max(1800.0, 2 * cluster.stall_timeout_s)))
-    trainer = TorchTrainer(_guarded(loop), train_loop_config={**config, "threads": cluster.learner_threads},
-                           scaling_config=scaling, run_config=run, torch_config=backend)  # fmt: skip
-    try:
-        answer = _in_a_thread(trainer.fit).return_value
-    except ray.train.TrainingFailedError as error:
-        remedy = "run the same command again: it goes on from the last checkpoint"
-        what = f"the learner failed: {str(error)[-2000:]}"
-        raise WorkFailed(what, key="stage", value=folder.name, remedy=remedy) from error
-    if "error" in answer:
-        raise answer["error"]
-    return answer["result"]
+    config = {**config, "threads": cluster.learner_threads, "watched": watched()}
+    return TorchTrainer(_guarded(loop), train_loop_config=config,
+                        scaling_config=scaling, run_config=run, torch_config=backend)  # fmt: skip
+
+
+def _why(error: Exception, max_failures: int) -> RaycapError:
+    """What the run ends with when Ray Train gave up."""
+    cause = getattr(error, "controller_failure", None)
+    if isinstance(cause, RaycapError):
+        return cause
+    return _exhausted("the learner failed", error, max_failures)
+
+
+def _exhausted(what: str, error: Exception, max_failures: int) -> WorkFailed:
+    of_ranks = getattr(error, "worker_failures", {})
+    said = "; ".join(f"rank {rank}: {_in_a_line(each)}" for rank, each in sorted(of_ranks.items())) or _in_a_line(error)
+    after = f" after {max_failures} restarts" if max_failures else ""
+    remedy = "run the same command again: it goes on from the last checkpoint; or raise it"
+    return WorkFailed(f"{what}{after}, the last time of {said}", key="cluster.max_failures", value=max_failures,
+                      remedy=remedy)  # fmt: skip
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
 from raycap.cluster.exchange import ExchangeActor
 from raycap.cluster.following import followed
-from raycap.cluster.learner_loop import scst_loop
+from raycap.cluster.learner_loop import PROMPTS, scst_loop
 from raycap.cluster.precision import stage_precision
 from raycap.cluster.reaching import reached
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
+from raycap.cluster.silence import START_S
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
 from raycap.cluster.tasks import on
@@ -36,6 +38,7 @@ from raycap.rewards.context import ContextSpec
 from raycap.train.labelled import LabelledSet
 from raycap.train.mle import Control, train_mle
 from raycap.train.prompts import PromptSchedule
+from raycap.train.stopping import stop_before_start
 from raycap.train.validation import Validator
 
 
@@ -139,7 +142,10 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     features, captioner = built_together(group, set_up)
     features.warm(views=recipe.mle.views)
-    journal = rank_journal(config["folder"], group, keep=2, about=config["about"], logging=recipe.logging)
+    journal = rank_journal(
+        config["folder"], group, keep=2, about=config["about"], logging=recipe.logging,
+        watched=config.get("watched", False),
+    )  # fmt: skip
     max_length = recipe.captioner.max_length
     return train_mle(
         captioner,
@@ -166,7 +172,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     precision = stage_precision(run, "scst", seed)
     # On the driver's node, which on a cluster is the head: an actor without CPUs would land anywhere, spot nodes too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    prompts = folder / "prompts.json"
+    prompts = folder / PROMPTS
     write_json(prompts, list(schedule.image_ids))
     exchange = ray.remote(ExchangeActor).options(
         num_cpus=0, max_concurrency=1000, scheduling_strategy=here, max_restarts=-1, max_task_retries=0
@@ -202,7 +208,9 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         with RolloutCrew(
             _rollout_starter(run, seed, pools, precision["rollout"]), exchange, recipe.cluster.rollout_workers
         ) as crew:
-            signatures = reward_signatures(pools.wait_until_ready(), recipe.scst)  # while the crew's processes start
+            limit_s = recipe.cluster.stall_timeout_s + START_S
+            ready = pools.wait_until_ready(limit_s, partial(stop_before_start, folder))
+            signatures = reward_signatures(ready, recipe.scst)  # while the crew's processes start
             write_json(folder / "rewards.json", signatures)
             with followed(folder, "scst"):
                 results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)

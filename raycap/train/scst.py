@@ -113,7 +113,7 @@ def finish_step(
 ) -> None:
     """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case."""
     recipe, seen = learner.recipe, {}
-    steering.watch.observe(values)
+    steering.observe(learner.step, values)
     due = learner.step % recipe.select_every == 0 or learner.step == recipe.steps
     if due:
         seen = look(learner, validator, steering, journal)

@@ -8,6 +8,7 @@ A file reaches a learner on another machine, whoever asks: the job's driver at a
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from raycap.errors import Stopped
@@ -22,9 +23,26 @@ def ask_to_stop(folder: Path, why: str) -> None:
     write_whole(folder / STOP, why)
 
 
+def stop_asked(folder: Path) -> str:
+    """Why somebody wants the stage in `folder` to stop; empty when nobody does, or the storage does not say."""
+    with suppress(OSError):
+        return (folder / STOP).read_text().strip() or "asked to"
+    return ""
+
+
 def forget_stop(folder: Path) -> None:
     """A new start: what was asked of the one before is over."""
     (folder / STOP).unlink(missing_ok=True)
+
+
+def stop_before_start(folder: Path) -> None:
+    """While a stage gets ready: nothing is learned yet that wants a checkpoint.
+
+    Raises:
+        Stopped: somebody asked.
+    """
+    if why := stop_asked(folder):
+        raise Stopped(f"stopped before it learned anything: {why}", remedy="the same command goes on from there")
 
 
 def stop_if_asked(group: Group, why: str, step: int, save: Callable[[], None]) -> None:

@@ -1,142 +1,78 @@
 """Whatever is killed, and whenever: the run ends by itself, and what it learned is what an unharmed run learns.
 
-`RAYCAP_CHAOS_KILLS` says how many processes are killed (8; `make chaos`: 100), `RAYCAP_CHAOS_SEED` in which order.
+`RAYCAP_CHAOS_KILLS` says how many processes are killed in each run (4; `make chaos`: 100), `RAYCAP_CHAOS_SEED` in which
+order and when.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from raycap.cluster.run import run_recipe
-from raycap.train.journal import read_log
+from raycap.cluster.training_stages import scst_schedule
+from raycap.errors import WorkFailed
+from raycap.train.journal import FolderJournal, read_log
+from raycap.train.step_figures import prompts_digest
+from tests.chaos.monkey import KILLS, SEED, STEPS_A_KILL, TITLES, Kill, planned, ravaged
 from tests.cluster.test_equality import assert_equal, one_process
-from tests.processes import processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+long = pytest.mark.skipif(KILLS < 20, reason="one of `make chaos`")
 
-TITLES = {
-    "rollout worker": "ray::RolloutActor",
-    "reward worker": "ray::RewardWorker",
-    "Exchange": "ray::Exchange",
-    "learner": "ray::RayTrainWorker",
-}
-KILLS, SEED = int(os.environ.get("RAYCAP_CHAOS_KILLS", "8")), int(os.environ.get("RAYCAP_CHAOS_SEED", "0"))
-
-
-class Monkey(threading.Thread):
-    """Kills processes by a seeded plan: each kind in turn, shuffled, after a pause of up to `longest_s`."""
-
-    def __init__(self, folder: Path, kills: int, seed: int, longest_s: float = 1.5) -> None:
-        super().__init__(daemon=True)
-        draws = np.random.default_rng(seed)
-        kinds = [k for _ in range(-(-kills // len(TITLES))) for k in draws.permutation(list(TITLES))][:kills]
-        self.plan = [
-            (str(kind), float(pause)) for kind, pause in zip(kinds, draws.uniform(0, longest_s, kills), strict=True)
-        ]
-        self.folder, self.killed, self.over = folder, Counter[str](), threading.Event()
-
-    def run(self) -> None:
-        while not (self.folder / "log.jsonl").exists() and not self.over.wait(0.05):
-            pass  # it has begun when its first look is in the log
-        for kind, pause in self.plan:
-            if self.over.wait(pause):
-                return
-            while not (alive := processes(TITLES[kind])):  # it is being started again
-                if self.over.wait(0.1):
-                    return
-            try:
-                os.kill(alive[0], signal.SIGKILL)
-                self.killed[kind] += 1
-            except ProcessLookupError:
-                continue
-
-
-def ravaged(run: Any, kills: int, seed: int) -> Monkey:
-    monkey = Monkey(run.path("scst", 0), kills, seed)
-    monkey.start()
-    try:
-        run_recipe(run.recipe)
-    finally:
-        monkey.over.set()
-        monkey.join(timeout=10)
-    return monkey
-
-
-CLUSTER = {"rollout_workers": 2, "max_failures": 1000, "quarantine_after": 1000, "lease_timeout_s": 30}
+# As many as there are kills: how it ends when they are exceeded is tested below.
+CLUSTER = {"rollout_workers": 2, "max_failures": 1000, "quarantine_after": 1000, "lease_timeout_s": 60}
+STEPS = STEPS_A_KILL * (KILLS + 1)
 
 
 def test_at_lag_0_nothing_that_is_killed_changes_what_is_learned(
     ray_session: Any, tiny_run: Any, tmp_path: Path
 ) -> None:
-    steps = 30 * KILLS
-    run = tiny_run("ravaged", cluster=CLUSTER, scst={"steps": steps, "select_every": 10})
+    run = tiny_run("ravaged", cluster=CLUSTER, scst={"steps": STEPS, "select_every": 10})
     expected = one_process(run, tmp_path / "reference")
-    monkey = ravaged(run, KILLS, SEED)
-    assert sum(monkey.killed.values()) == KILLS, f"the run was over before: {monkey.killed}"
+    monkey = ravaged(run, planned(list(TITLES), KILLS, SEED))
     assert set(monkey.killed) == set(TITLES)
-    assert_equal(run.path("scst", 0), expected, steps)
+    assert_equal(run.path("scst", 0), expected, STEPS)
 
 
 def test_at_lag_2_no_prompt_is_lost_or_comes_twice(ray_session: Any, tiny_run: Any) -> None:
-    steps = 30 * KILLS
-    run = tiny_run("stale", cluster=CLUSTER, scst={"steps": steps, "select_every": 10, "max_policy_lag": 2})
-    monkey = ravaged(run, KILLS, SEED + 1)
-    assert sum(monkey.killed.values()) == KILLS, f"the run was over before: {monkey.killed}"
-    from raycap.cluster.training_stages import scst_schedule
-    from raycap.train.step_figures import prompts_digest
-
+    run = tiny_run("stale", cluster=CLUSTER, scst={"steps": STEPS, "select_every": 10, "max_policy_lag": 2})
+    ravaged(run, planned(list(TITLES), KILLS, SEED + 1))
     schedule = scst_schedule(run, 0)
     found = [record for record in read_log(run.path("scst", 0)) if "prompts" in record]
-    assert [record["step"] for record in found] == list(range(1, steps + 1))
-    assert [r["prompts"] for r in found] == [prompts_digest(schedule.leases(step)) for step in range(steps)]
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    assert [r["prompts"] for r in found] == [prompts_digest(schedule.leases(step)) for step in range(STEPS)]
     assert all(0 <= r["policy_lag"] <= 2 for r in found)
+    assert run.results("scst", 0)["set_aside"] == []
 
 
-DRIVER = """
-import sys, pickle
-from raycap.cluster.run import run_recipe
-from raycap.recipe.load import validate
-import json
-import ray
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-run_recipe(validate(json.loads(sys.argv[1])))
-"""
+@long
+def test_either_of_two_ranks_may_be_killed(ray_session: Any, tiny_run: Any) -> None:
+    """Two ranks add up in one order only: what they learn is equal bit by bit, too."""
+    plan = planned(["learner"], KILLS // 4, SEED + 2)
+    steps = STEPS_A_KILL * (len(plan) + 1)
+    ranks = {"cluster": {**CLUSTER, "learner_workers": 2}, "scst": {"steps": steps, "select_every": 5}}
+    whole, run = tiny_run("whole", **ranks), tiny_run("ranks", **ranks)
+    run_recipe(whole.recipe)
+    ravaged(run, plan)
+    assert_equal(run.path("scst", 0), whole.path("scst", 0), steps)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_the_driver_is_killed_and_the_same_command_goes_on(tiny_run: Any, tmp_path: Path, how: int) -> None:
-    run = tiny_run("driver", cluster=CLUSTER, scst={"steps": 60, "select_every": 10})
+def test_more_kills_than_the_recipe_allows_end_the_run_and_cost_nothing(
+    ray_session: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    """At the recipe's own limits: a learner that is killed once more than it is started again."""
+    run = tiny_run("limits", scst={"steps": 30})
+    allowed = run.recipe.cluster.max_failures
     expected = one_process(run, tmp_path / "reference")
-    folder = run.path("scst", 0)
-    command = [sys.executable, "-c", DRIVER, json.dumps(run.recipe.model_dump(mode="json"))]
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / "step-000010").exists() and time.monotonic() < deadline:
-        assert first.poll() is None, first.stdout.read() if first.stdout else ""
-        time.sleep(0.01)
-    first.send_signal(how)
-    said, _ = first.communicate(timeout=60)
-    assert first.returncode != 0
-    done = max(int(f.name.removeprefix("step-")) for f in (folder / "checkpoints").glob("step-*"))
-    assert 10 <= done < 60
-    if how == signal.SIGTERM:
-        assert "stopping after this step, with a checkpoint" in said
-        assert "Stopped" in said
-        logged = max(record["step"] for record in read_log(folder) if "step" in record)
-        assert done == logged, "nothing that was learned is lost"
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert_equal(folder, expected, 60)
+    plan = [Kill("learner", 1 + 4 * n, 0.0, 0.0) for n in range(allowed + 1)]
+    told = (
+        rf"cluster\.max_failures = {allowed}: the learner failed after {allowed} restarts.*run the same command again"
+    )
+    with pytest.raises(WorkFailed, match=told):
+        ravaged(run, plan)
+    assert FolderJournal(run.path("scst", 0)).checkpoints
+    run_recipe(run.recipe)
+    assert_equal(run.path("scst", 0), expected, 30)

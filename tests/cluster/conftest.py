@@ -22,6 +22,7 @@ from raycap.models.build import new_captioner
 from raycap.models.checkpoint import save_captioner
 from raycap.recipe import Recipe
 from raycap.recipe.load import validate
+from tests.train.conftest import on_ranks as on_ranks
 
 NUM_TRAIN, CELLS, WIDTH = 24, 4, 12
 LM = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
@@ -32,6 +33,7 @@ def ray_session() -> Iterator[Any]:
     """One Ray for all tests that need one."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # as where raycap starts Ray itself
     import ray
 
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

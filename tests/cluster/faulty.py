@@ -1,15 +1,18 @@
-"""Reward components with planted faults, for tests: a module that every process of the test's Ray can import."""
+"""Reward components and learners with planted faults, for tests: a module that every process of the test's Ray can
+import."""
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from raycap.cluster.reward_pool import RewardWorker
 from raycap.errors import RecipeError
+from raycap.train.stopping import ask_to_stop
 from raycap.types import CaptionBatch
 
 
@@ -69,3 +72,48 @@ class NumberedWorker(RewardWorker):
 
     def number(self) -> int:
         return os.getpid()
+
+
+class SlowToStart(NumberedWorker):
+    """One that takes longer to start again than a batch's calls are made."""
+
+    def __init__(self, *args: Any) -> None:
+        time.sleep(2.0)
+        super().__init__(*args)
+
+
+def with_a_fault(loop: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+    """A learner's loop with a fault of `config["fault"]`: its kind, the step whose update meets it, and the rank."""
+    from raycap.train.learner import Learner
+
+    kind, step, rank = config["fault"]
+    whole = Learner.update
+
+    def update(self: Learner, rollouts: Any) -> dict[str, Any]:
+        if self.step == step and self.group.rank == rank:
+            _meet(kind, Path(config["folder"]))
+        return whole(self, rollouts)
+
+    Learner.update = update  # type: ignore[method-assign]
+    try:
+        return loop(config)
+    finally:
+        Learner.update = whole  # type: ignore[method-assign]
+
+
+def _meet(kind: str, folder: Path) -> None:
+    if kind == "ours":
+        raise RecipeError("planted", key="scst.lr", value=1.0)
+    if kind == "a bug":
+        raise ValueError("planted")
+    if kind == "a connection":
+        raise ConnectionResetError("planted")
+    if kind == "a stop":
+        ask_to_stop(folder, "planted")
+    if kind == "a full disk":
+        from raycap.train import journal
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        journal.fill_captioner = full

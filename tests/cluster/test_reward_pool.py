@@ -18,13 +18,13 @@ import pytest
 from raycap.cluster import reward_pool, training_stages
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.run import run_recipe
-from raycap.errors import RewardError, RewardStuck
+from raycap.errors import RewardError, RewardStuck, WorkFailed
 from raycap.rewards.context import ContextSpec
 from raycap.rl.advantages import combine
 from raycap.train.journal import read_log
 from raycap.types import Generation, Lease, Prompt
 
-from .faulty import NumberedWorker
+from .faulty import NumberedWorker, SlowToStart
 
 pytestmark = pytest.mark.ray
 SOURCE = "tests.cluster.faulty:Faulty"
@@ -150,6 +150,58 @@ def test_an_actor_that_died_comes_back_however_many_captions_it_may_read(
         assert ray_session.get(actor.number.remote()) != number
     finally:
         ray_session.kill(actor)
+
+
+def test_an_actor_that_takes_long_to_come_back_is_one_death(
+    ray_session: Any, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is started again every call to it fails at once: that is none of the batch's doing."""
+    run = tiny_run("slow", rewards={"cider": {}})
+    folder = run.path("scst", 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = training_stages.reward_context(run, folder)
+    monkeypatch.setattr(training_stages, "RewardWorker", SlowToStart)
+    (actor,) = training_stages._reward_actors("cider", spec, run)
+    pools = RewardPools({"cider": [actor]}, retries=2)
+    known = json.loads(Path(spec.labelled).read_text())
+    of_run = Lease(0, 0, tuple(Prompt(image_id, n) for n, image_id in enumerate(known[:2])))
+    said: list[Any] = []
+    try:
+        pools.wait_until_ready()
+        os.kill(ray_session.get(actor.number.remote()), signal.SIGKILL)
+        assert pools.score(of_run, generation(), said.append)["cider"].rewards.shape == (2, 2)
+        assert ["cider, whose actors are being started again"] in said
+        os.kill(ray_session.get(actor.number.remote()), signal.SIGKILL)
+        assert pools.wait_until_ready().keys() == {"cider"}
+    finally:
+        ray_session.kill(actor)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_that_kills_its_actors_ends_the_run_by_name(pool_of: Any, workers: int) -> None:
+    pools = pool_of("die", workers=workers)
+    pools.retries = 3
+    with pytest.raises(WorkFailed, match=r"rewards\.mine: its actors died 3 times of a batch that begins with a\.jpg"):
+        pools.score(lease(), generation())
+
+
+def test_an_actor_that_never_finds_room_ends_the_run(ray_session: Any) -> None:
+    class Large:
+        def ready(self) -> str:
+            return ""
+
+    actor = ray_session.remote(Large).options(num_cpus=1000).remote()
+    try:
+        with pytest.raises(WorkFailed, match=r"rewards\.mine: its actor has not started for \d+ s; free are .* CPUs"):
+            RewardPools({"mine": [actor]}).wait_until_ready(limit_s=0.5)
+        with pytest.raises(KeyboardInterrupt):
+            RewardPools({"mine": [actor]}).wait_until_ready(look=_interrupt)
+    finally:
+        ray_session.kill(actor)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_run_ends_with_the_component_and_the_caption(ray_session: Any, tiny_run: Any) -> None:

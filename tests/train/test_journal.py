@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from raycap.errors import CheckpointError
+from raycap.errors import CheckpointError, WorkFailed
 from raycap.models.checkpoint import CONFIG, WEIGHTS, load_captioner, read_about
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import FILE, WordTokenizer
 from raycap.train import journal as journal_module
-from raycap.train.journal import TRAINER, FolderJournal, read_log
+from raycap.train.journal import SIZES, TRAINER, FolderJournal, read_log
 
 MakeCaptioner = Callable[..., PrefixCaptioner]
 
@@ -101,6 +103,8 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "config gone": lambda folder: (folder / CONFIG).unlink(),
     "tokenizer cut": lambda folder: cut(folder / FILE),
     "tokenizer gone": lambda folder: (folder / FILE).unlink(),
+    "sizes cut": lambda folder: cut(folder / SIZES),
+    "weights too long": lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes() + b"\0"),
     "all gone": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
@@ -122,6 +126,116 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(
     (event,) = (record for record in read_log(tmp_path) if "event" in record)
     assert (event["event"], event["folder"]) == ("checkpoint_broken", "step-000003")
     assert event["error"]
+
+
+@pytest.mark.parametrize("name", [TRAINER, WEIGHTS, CONFIG, FILE])
+def test_the_file_that_was_cut_is_named(
+    tmp_path: Path, captioners: list[PrefixCaptioner], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = filled(tmp_path, captioners, 2)
+    whole = (journal.checkpoints[-1] / name).stat().st_size
+    cut(journal.checkpoints[-1] / name)
+    journal.restore()
+    said = capsys.readouterr().out
+    assert f"checkpoint step-000002 is broken and put aside (CheckpointError: checkpoint = '{tmp_path}" in said
+    assert f"{name} has {whole - 20} of {whole} bytes" in said
+    assert "it goes on from step-000001" in said
+
+
+def test_a_checkpoint_that_does_not_say_how_long_its_files_are_is_read(
+    tmp_path: Path, captioners: list[PrefixCaptioner]
+) -> None:
+    """Of a raycap before this one; what cannot be read is found all the same."""
+    journal = filled(tmp_path, captioners, 3)
+    for folder in journal.checkpoints:
+        (folder / SIZES).unlink()
+    found = journal.restore()
+    assert found is not None
+    assert found[0].name == "step-000003"
+    cut(found[0] / WEIGHTS)
+    found = journal.restore()
+    assert found is not None
+    assert found[0].name == "step-000002"
+
+
+@contextmanager
+def full_disk(bytes_a_file: int) -> Iterator[None]:
+    """Inside, no file grows beyond so many bytes: each library fails in its own words, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("fails", [CONFIG, WEIGHTS, TRAINER])
+def test_a_full_disk_costs_no_checkpoint_and_is_named(
+    tmp_path: Path, captioners: list[PrefixCaptioner], fails: str
+) -> None:
+    journal = filled(tmp_path, captioners, 2)
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    weights = (journal.checkpoints[-1] / WEIGHTS).stat().st_size
+    state = {"optimizer": torch.zeros(4 * weights)}
+    about = {"note": "x" * 4 * weights} if fails == CONFIG else {}
+    journal.about = about
+    room = {CONFIG: weights, WEIGHTS: weights - 1, TRAINER: weights}[fails]
+    with full_disk(room), pytest.raises(WorkFailed) as failed:
+        journal.save(3, captioners[3], state)
+    assert (failed.value.key, failed.value.value, failed.value.exit_code) == ("storage", str(tmp_path), 1)
+    assert "the checkpoint of step 3 could not be written" in str(failed.value)
+    assert "GB are free" in str(failed.value)
+    assert "make room there" in str(failed.value)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+    found = FolderJournal(tmp_path).restore()
+    assert found is not None
+    assert same(load_captioner(found[0]), captioners[2])
+    journal.about = {}
+    journal.save(3, captioners[3], state)
+    assert FolderJournal(tmp_path).checkpoints[-1].name == "step-000003"
+
+
+def test_a_full_disk_costs_neither_the_best_captioner_nor_the_log(
+    tmp_path: Path, captioners: list[PrefixCaptioner]
+) -> None:
+    journal = filled(tmp_path, captioners, 1)
+    journal.save_best(captioners[1], {})
+    size = (tmp_path / "log.jsonl").stat().st_size
+    with full_disk(size + 5):
+        with pytest.raises(WorkFailed, match="the best captioner could not be written"):
+            journal.save_best(captioners[2], {})
+        with pytest.raises(WorkFailed, match=r"storage = .*: the log could not be written.*make room"):
+            journal.log({"step": 2, "loss": 0.5})
+    assert same(load_captioner(tmp_path / "best"), captioners[1])
+    assert read_log(tmp_path) == [{"step": 1, "loss": 1.0}]
+    with full_disk(0):  # what was half written is cut off, for which there is room
+        assert journal.restore() is not None
+    assert (tmp_path / "log.jsonl").stat().st_size == size
+
+
+def test_an_error_of_ours_is_no_full_disk(
+    tmp_path: Path, captioners: list[PrefixCaptioner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(journal_module.torch, "save", fail)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        FolderJournal(tmp_path).save(1, captioners[1], {})
+
+
+def test_what_a_killed_process_left_half_written_is_no_checkpoint_and_goes(
+    tmp_path: Path, captioners: list[PrefixCaptioner]
+) -> None:
+    journal = filled(tmp_path, captioners, 2)
+    for name in (".step-000003.4711.tmp", ".step-000007.4712.tmp"):
+        shutil.copytree(journal.checkpoints[-1], tmp_path / "checkpoints" / name)
+    assert [folder.name for folder in journal.checkpoints] == ["step-000001", "step-000002"]
+    found = journal.restore()
+    assert found is not None
+    assert found[0].name == "step-000002"
+    journal.save(3, captioners[3], {})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
 
 
 def test_a_cut_log_line_and_a_broken_checkpoint_at_once(tmp_path: Path, captioners: list[PrefixCaptioner]) -> None:

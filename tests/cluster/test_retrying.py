@@ -1,0 +1,55 @@
+"""Which errors of a learner are worth another start."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray.train import ControllerError
+
+from raycap.cluster.retrying import TRACEBACK, EndAtOnce, final
+from raycap.errors import CheckpointError, WorkFailed
+
+FROM_OUTSIDE = [
+    ConnectionResetError("by peer"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    MemoryError(),
+    ray.exceptions.ActorDiedError(),
+    ray.exceptions.GetTimeoutError("no answer"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    torch.distributed.DistBackendError("NCCL error"),
+    RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"),
+]
+
+
+@pytest.mark.parametrize("error", FROM_OUTSIDE, ids=lambda error: type(error).__name__)
+def test_what_comes_from_outside_may_be_better_next_time(tmp_path: Path, error: Exception) -> None:
+    assert final(error, tmp_path) is None
+    assert not (tmp_path / TRACEBACK).exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("mat1 and mat2"), KeyError("x"), ZeroDivisionError()])
+def test_a_bug_will_be_there_again(tmp_path: Path, error: Exception) -> None:
+    ending = final(error, tmp_path)
+    assert isinstance(ending, WorkFailed)
+    assert type(error).__name__ in str(ending)
+    assert str(tmp_path / TRACEBACK) in str(ending)
+    assert type(error).__name__ in (tmp_path / TRACEBACK).read_text()
+
+
+def test_ours_is_said_as_it_is(tmp_path: Path) -> None:
+    error = CheckpointError("is broken", key="checkpoint", value="x")
+    assert final(error, tmp_path) is error
+
+
+def test_the_controller_ends_with_ours_and_with_no_other() -> None:
+    """Ranks that lost the one that failed fail as well, in their own words."""
+    ours = WorkFailed("planted")
+    callback = EndAtOnce()
+    callback.after_exception(None, {0: RuntimeError("gloo: Connection closed by peer"), 1: OSError()})
+    with pytest.raises(ControllerError) as ended:
+        callback.after_exception(None, {1: ours, 0: RuntimeError("gloo: Connection closed by peer")})
+    assert ended.value.controller_failure is ours
