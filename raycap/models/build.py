@@ -54,7 +54,7 @@ def new_captioner(
 
 
 def check_captioner(recipe: CaptionerRecipe, grid_size: int | None = None) -> None:
-    """What can be said of the LM before there are features: its kind, its place, its positions, the layers that get adapters.
+    """What can be said of the LM before there are features: its kind, its place, its positions, its adapted layers.
 
     Args:
         grid_size: cells a side of the features, where the recipe says so.

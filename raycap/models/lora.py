@@ -36,14 +36,14 @@ def add_adapters(lm: nn.Module, *, rank: int, alpha: float, dropout: float, targ
     names = adapted_layers(lm, targets)
     from peft import LoraConfig, inject_adapter_in_model
 
-    transposed = isinstance(lm.get_submodule(names[0]), Conv1D)
+    settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": names,
+                                "fan_in_fan_out": isinstance(lm.get_submodule(names[0]), Conv1D)}  # fmt: skip
     try:
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names),  # type: ignore[arg-type]
-                            fan_in_fan_out=transposed)  # fmt: skip
-        inject_adapter_in_model(config, lm)
+        inject_adapter_in_model(LoraConfig(**settings), lm)
     except ValueError as error:
-        raise RecipeError(f"peft cannot adapt this LM: {error}", key="captioner.lora",
-                          value={"rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets}) from error  # fmt: skip
+        given = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": targets}
+        raise RecipeError(f"peft cannot adapt this LM: {error}", key="captioner.lora", value=given,
+                          remedy="take other values or targets, or captioner.lm_tuning=frozen") from error  # fmt: skip
 
 
 def adapted_layers(lm: nn.Module, targets: Sequence[str] | None) -> list[str]:

@@ -21,8 +21,8 @@ from raycap.models.checkpoint import WEIGHTS, load_captioner, save_captioner
 from raycap.models.export import export_captioner
 from raycap.models.lora import adapted_layers, is_adapter, merge_adapters
 from raycap.models.precision import computing_in, copy_in
-from raycap.models.preflight import check_models
 from raycap.models.prefix import PrefixCaptioner
+from raycap.models.preflight import check_models
 from raycap.models.recompute import recompute_blocks
 from raycap.models.tokenizer import WordTokenizer
 from raycap.models.weights import load_snapshot, snapshot
