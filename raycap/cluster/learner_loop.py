@@ -95,6 +95,8 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
                 error = raised
         marks.append(time.perf_counter())
         values |= queue | _health(rollouts, learner.step - 1, marks, recipe.cluster.rollout_workers, group)
+        if learner.published is not None:
+            values["published_bytes"] = learner.published.nbytes
         if aside:
             values["set_aside"] = aside
         elapsed = seconds + time.perf_counter() - started

@@ -72,7 +72,8 @@ def _precision(recipe: Recipe) -> dict[str, Any]:
 
 def _mle_values(recipe: Recipe) -> dict[str, Any]:
     labels = {name: getattr(recipe.data, name) for name in _LABELS}
-    return {**_dump(recipe, "captioner", "mle"), "data": labels, **_precision(recipe)}
+    unused = () if recipe.captioner.lm_tuning == "lora" else ("captioner.lora",)
+    return {**_dump(recipe, "captioner", "mle", without=unused), "data": labels, **_precision(recipe)}
 
 
 def _scst_values(recipe: Recipe) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""A captioner as a plain folder: safetensors, its config, its tokenizer. Written whole or not at all."""
+"""A captioner as a plain folder: safetensors, its config, its tokenizer. Written whole or not at all.
+
+Of a pretrained LM that stays as it came (frozen, or with adapters beside it) the weights are not stored again: the
+config names it, and a digest of it says whether what is found there later is still the same. `raycap export` makes a
+folder that has everything.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from raycap.errors import CheckpointError
 from raycap.models.build import lm_from_pretrained, lm_from_scratch
 from raycap.models.loading import UNREADABLE
+from raycap.models.lora import is_adapter
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig
 from raycap.models.tokenizer import load_tokenizer
 
@@ -60,14 +67,17 @@ def recover_folder(target: Path) -> None:
 
 
 def fill_captioner(folder: Path, captioner: PrefixCaptioner, about: dict[str, Any]) -> None:
-    """Write a captioner's files into a folder. Weights of a frozen pretrained LM are not stored again."""
+    """Write a captioner's files into a folder. Of a pretrained LM only what was trained is stored."""
     kept = _stored_names(captioner)
     # clone: tied weights share memory, which safetensors refuses
     tensors = {name: value.detach().cpu().clone() for name, value in captioner.state_dict().items() if name in kept}
     save_file(tensors, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes it for its owner alone; other users may serve it
     captioner.tokenizer.save(folder)
-    (folder / CONFIG).write_text(json.dumps({"kind": "prefix", "config": captioner.config.to_dict(), "about": about}))
+    content = {"kind": "prefix", "config": captioner.config.to_dict(), "about": about}
+    if _stands_on_another(captioner.config):
+        content["lm_digest"] = _lm_digest(captioner)
+    (folder / CONFIG).write_text(json.dumps(content))
 
 
 def save_captioner(folder: Path, captioner: PrefixCaptioner, about: dict[str, Any]) -> None:
@@ -118,11 +128,13 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
     """Rebuild a captioner from its folder, on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: a file is missing, truncated, or its tensors do not fit the config.
+        CheckpointError: a file is missing, truncated, or its tensors do not fit the config; the pretrained LM that it
+            stands on is another one by now.
     """
     read_about(folder)
     try:
-        config = PrefixConfig(**json.loads((folder / CONFIG).read_text())["config"])
+        content = json.loads((folder / CONFIG).read_text())
+        config = PrefixConfig(**content["config"])
     except (ValueError, KeyError, TypeError) as error:
         what = f"its config is not one that this version of raycap knows: {error}"
         raise CheckpointError(what, key="checkpoint", value=str(folder / CONFIG),
@@ -134,6 +146,11 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
     else:
         lm, _ = lm_from_scratch(config.lm_config, tokenizer)
     captioner = PrefixCaptioner(config, lm, tokenizer)
+    digest = content.get("lm_digest")  # older checkpoints have none
+    if digest and digest != _lm_digest(captioner):
+        raise CheckpointError("is not the LM that this checkpoint was trained on: its weights are others by now",
+                              key="captioner.lm", value=config.lm_source,
+                              remedy="put the LM back as it was; an export takes its own along")  # fmt: skip
     try:
         tensors = load_file(folder / WEIGHTS)
     except UNREADABLE as error:
@@ -154,8 +171,28 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
     return captioner.eval()
 
 
+def _stands_on_another(config: PrefixConfig) -> bool:
+    """Whether the LM is one that lies elsewhere, as it came."""
+    return bool(config.lm_source) and config.lm_tuning != "full"
+
+
 def _stored_names(captioner: PrefixCaptioner) -> set[str]:
     names = set(captioner.state_dict())
-    if captioner.config.lm_source and captioner.config.lm_tuning == "frozen":
-        names = {name for name in names if not name.startswith("lm.")}
+    if _stands_on_another(captioner.config):
+        names = {name for name in names if not name.startswith("lm.") or is_adapter(name)}
     return names
+
+
+_SAMPLED = 16  # numbers of each parameter
+
+
+@torch.no_grad()
+def _lm_digest(captioner: PrefixCaptioner) -> str:
+    """Of some numbers of every parameter of the LM, adapters apart, in bfloat16: the same whatever type they are in."""
+    digest = blake2b(digest_size=16)
+    for name, parameter in captioner.lm.named_parameters():
+        if not is_adapter(name):
+            flat = parameter.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // _SAMPLED)].to(torch.bfloat16).float().cpu()
+            digest.update(f"{list(parameter.shape)}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raycap.errors import RecipeError
 from raycap.models.accumulate import use_summing
 from raycap.models.captioner import image_of_rows
+from raycap.models.lora import add_adapters
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
 from raycap.models.products import use_onednn
 from raycap.models.readout import Readout, placed, readout_entropies, readout_logprobs
@@ -24,6 +25,7 @@ from raycap.models.shared_attention import NAME, Decode, Prefill, Score, Unsuppo
 from raycap.models.tokenizer import Tokenizer
 
 MAPPINGS = ("grid", "mlp", "transformer")
+TUNINGS = ("frozen", "lora", "full")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class PrefixConfig(FeatureConfig):
         prefix_length: P of mlp and transformer; the grid mapping has one a cell.
         lm_config: a Hugging Face config as a dict, `model_type` included.
         lm_source: name or path of pretrained weights; empty when trained from scratch.
-        lm_tuning: `full` or `frozen`.
+        lm_tuning: `full`, `lora` or `frozen`.
+        lora: arguments of `lora.add_adapters`, for `lora` alone.
         feature_dropout: on the features (grid mapping), word_dropout: on whole words that are read, while it trains.
     """
 
@@ -44,6 +47,7 @@ class PrefixConfig(FeatureConfig):
     lm_config: dict[str, Any] = field(default_factory=dict)
     lm_source: str = ""
     lm_tuning: str = "full"
+    lora: dict[str, Any] = field(default_factory=dict)
     mapping_layers: int = 2
     mapping_heads: int = 4
     feature_dropout: float = 0.0
@@ -111,10 +115,7 @@ class PrefixCaptioner(SeesFeatures):
         _check_vocabulary(lm, tokenizer, config.lm_source)
         hidden = lm.get_input_embeddings().embedding_dim  # type: ignore[operator]
         self.mapping = _build_mapping(config, hidden)
-        if config.lm_tuning == "frozen":
-            lm.requires_grad_(False)
-        elif config.lm_tuning != "full":
-            raise RecipeError("expected frozen or full", key="captioner.lm_tuning", value=config.lm_tuning)
+        _choose_what_learns(lm, config)
         use_onednn(self, lm.get_output_embeddings())  # type: ignore[operator]
         use_summing(self)
 
@@ -334,6 +335,16 @@ def _build_mapping(config: PrefixConfig, hidden: int) -> nn.Module:
             grid=config.features == "grid",
         )  # fmt: skip
     raise RecipeError(f"expected one of {', '.join(MAPPINGS)}", key="captioner.mapping", value=config.mapping)
+
+
+def _choose_what_learns(lm: nn.Module, config: PrefixConfig) -> None:
+    if config.lm_tuning not in TUNINGS:
+        raise RecipeError(f"expected {', '.join(TUNINGS[:-1])} or {TUNINGS[-1]}", key="captioner.lm_tuning",
+                          value=config.lm_tuning)  # fmt: skip
+    if config.lm_tuning != "full":
+        lm.requires_grad_(False)
+    if config.lm_tuning == "lora":  # after the mapping was drawn, which so is the same however the LM is tuned
+        add_adapters(lm, **config.lora)
 
 
 def _check_vocabulary(lm: nn.Module, tokenizer: Tokenizer, source: str) -> None:

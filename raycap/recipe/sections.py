@@ -127,13 +127,26 @@ class VocabularyRecipe(Section):
     size: Positive = Field(4000, description="number of tokens (bpe)")
 
 
+class LoRARecipe(Section):
+    rank: Positive = Field(8, description="r: A is [r, inputs] and B [outputs, r], for each layer")
+    alpha: float = Field(16.0, gt=0, description="α: what is added to a layer is α/r · B A x")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' inputs while MLE trains")
+    targets: list[str] | None = Field(
+        None, min_length=1, description="names of the linear layers that get an adapter, such as q_proj, "
+        "self_attn.q_proj; all linear layers of the LM's blocks when null"
+    )  # fmt: skip
+
+
 class CaptionerRecipe(Section):
     lm: str | None = Field(None, description="pretrained causal LM by name or path; from scratch when null")
     lm_config: dict[str, Any] = Field(
         {"model_type": "gpt2", "n_embd": 192, "n_layer": 3, "n_head": 4},
         description="Hugging Face config of the LM from scratch",
     )
-    lm_tuning: Literal["full", "frozen"] = Field("full", description="what of the LM is trained")
+    lm_tuning: Literal["full", "lora", "frozen"] = Field(
+        "full", description="what of the LM is trained: all of it, adapters beside its layers (`lora`), nothing"
+    )
+    lora: LoRARecipe = Field(default_factory=lambda: LoRARecipe(), description="the adapters, for lm_tuning=lora")
     vocabulary: VocabularyRecipe = Field(
         default_factory=lambda: VocabularyRecipe(), description="of an LM from scratch"
     )

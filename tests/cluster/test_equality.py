@@ -19,10 +19,12 @@ from raycap.cluster.stages import Run
 from raycap.cluster.training_stages import reward_context, scst_schedule
 from raycap.data.features import FeatureStore
 from raycap.models.checkpoint import load_captioner
+from raycap.models.weights import snapshot
 from raycap.rewards.contract import build_component
 from raycap.train.journal import FolderJournal, read_log
 from raycap.train.scst import train_scst
 from raycap.train.validation import Validator
+from raycap.types import WeightsId
 from tests.processes import processes
 
 pytestmark = pytest.mark.ray
@@ -157,6 +159,26 @@ def test_recomputing_changes_nothing_and_each_role_has_its_type(
     run_recipe(run.recipe)
     assert_equal(run.path("scst", 0), expected)
     assert max(record["ratio_max_error"] for record in records(expected)) > 1e-4, "rollouts are rounder than scores"
+
+
+def test_adapters_learn_on_ray_as_in_one_process_and_go_on_after_a_kill(
+    ray_session: Any, tiny_run: Any, tmp_path: Path, pretrained_lm: Path
+) -> None:
+    """A pretrained LM with adapters: workers have it from its folder, and are sent adapters and mapping alone."""
+    captioner = {"lm": str(pretrained_lm), "lm_tuning": "lora", "lora": {"rank": 2}}
+    cluster = {"rollout_workers": 2, "max_failures": 0}
+    run = tiny_run("lora", captioner=captioner, cluster=cluster, scst={"steps": 15})
+    expected = one_process(run, tmp_path / "reference")
+    run_until_killed(run)
+    run_recipe(run.recipe)
+    assert_resumed(run, expected)
+    before, after = load_captioner(run.path("mle", 0) / "best"), parameters(expected, 15)
+    changed = {name for name, value in before.state_dict().items() if not torch.equal(value, after[name])}
+    assert changed == {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+    assert any("lora_B" in name for name in changed)
+    assert {r["published_bytes"] for r in records(run.path("scst", 0))} == {snapshot(before, WeightsId(0, 0)).nbytes}
+    weights = run.path("scst", 0) / "best" / "model.safetensors"
+    assert weights.stat().st_size < sum(4 * p.numel() for p in before.lm.parameters()) / 2
 
 
 def test_a_lost_rollout_worker_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:

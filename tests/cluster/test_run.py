@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from raycap.cluster.data_stages import missing_clips, used_clips
 from raycap.cluster.following import followed
@@ -17,8 +19,14 @@ from raycap.cluster.stages import Run
 from raycap.cluster.training_stages import mle_stage, reward_signatures, scst_schedule
 from raycap.data.features import FeatureStore
 from raycap.errors import DataError, RecipeError, StaleStage
+from raycap.evaluate.captions import caption_images
+from raycap.models.checkpoint import load_captioner
+from raycap.models.export import export_captioner
+from raycap.models.lora import is_adapter
+from raycap.models.weights import snapshot
 from raycap.recipe import Recipe, SCSTRecipe
 from raycap.train.journal import read_log
+from raycap.types import WeightsId
 
 from .conftest import NUM_TRAIN, recipe_of
 
@@ -248,3 +256,32 @@ def test_more_ranks_than_images_in_a_batch_are_refused(tiny_run: Any) -> None:
     run = tiny_run("ranks", mle={"batch_size": 4}, cluster={"learner_workers": 5}, scst={"lease_size": 1})
     with pytest.raises(RecipeError, match=r"cluster\.learner_workers = 5: a batch of MLE has 4 images"):
         mle_stage(run, 0)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "frozen"])
+def test_a_pretrained_lm_goes_through_every_stage(
+    ray_session: Any, tiny_run: Any, tmp_path: Path, pretrained_lm: Path, tuning: str
+) -> None:
+    """With adapters, or as it came: nothing of it is stored or published; an export says what the table was made of."""
+    scst, mle = {"steps": 2, "select_every": 1}, {"epochs": 1, "batch_size": 8}
+    tables = {"metrics": ["bleu", "cider"], "beam_size": 2, "report_images": 0}
+    begun = tiny_run("pretrained", captioner={"lm": str(pretrained_lm), "lm_tuning": tuning}, scst=scst, mle=mle,
+                     mle_continued={"steps": 2}, evaluate=tables)  # fmt: skip
+    shutil.rmtree(begun.path("mle", 0))  # which the fixture did not train
+    begun.stage_folder("prepare", 0).finish({"counts": {}})  # for the report
+    run = run_recipe(begun.recipe.model_copy(update={"stages": ["mle", "scst", "mle_continued", "evaluate"]}))
+    rows = json.loads((run.folder / "results.json").read_text())["rows"]
+    assert {row["label"] for row in rows} == {"mle_best", "mle_continued", "scst"}
+    trained = load_captioner(run.path("scst", 0) / "best")
+    stored = load_file(run.path("scst", 0) / "best" / "model.safetensors")
+    assert {name.split(".")[0] for name in stored if not is_adapter(name)} == {"mapping"}
+    assert any(map(is_adapter, stored)) == (tuning == "lora")
+    published = {record.get("published_bytes") for record in read_log(run.path("scst", 0)) if "pg_loss" in record}
+    assert published == {snapshot(trained, WeightsId(0, 0)).nbytes}
+    exported = load_captioner(export_captioner(run.path("scst", 0), tmp_path / "export"))
+    features, ids = FeatureStore.open(run.path("features", 0) / "captioner"), run.dataset.ids("test")
+    for decoding in ("greedy", "beam"):
+        written = next(run.path("evaluate", 0).glob(f"captions.scst.{decoding}*")).read_text()
+        told = {each["image_id"]: each["caption"] for each in json.loads(written)}
+        assert len(set(told.values())) > 1
+        assert told == caption_images(exported, features, ids, decoding=decoding, max_length=12, beam_size=2)

@@ -371,7 +371,7 @@ def test_an_lm_that_knows_fewer_tokens_than_its_tokenizer_is_refused(make_captio
 def test_unknown_mappings_and_tunings_are_refused(make_captioner: MakeCaptioner) -> None:
     with pytest.raises(RecipeError, match=r"captioner.mapping = 'lstm'"):
         make_captioner(mapping="lstm")
-    with pytest.raises(RecipeError, match=r"captioner.lm_tuning = 'lorra'"):
+    with pytest.raises(RecipeError, match=r"captioner.lm_tuning = 'lorra': expected frozen, lora or full"):
         make_captioner(lm_tuning="lorra")
 
 

@@ -91,7 +91,7 @@ def test_overrides_reach_into_mappings_and_into_sections_that_are_not_there() ->
         ("scst.lr=-1e-5", "scst.lr", -1e-5, "greater than 0"),
         ("scst.lr=.inf", "scst.lr", math.inf, "finite"),
         ("mle.ema=1", "mle.ema", 1, "less than 1"),
-        ("captioner.lm_tuning=lorra", "captioner.lm_tuning", "lorra", "'full' or 'frozen'"),
+        ("captioner.lm_tuning=lorra", "captioner.lm_tuning", "lorra", "'full', 'lora' or 'frozen'"),
         ("scst.baseline=critic", "scst.baseline", "critic", "'greedy', 'leave_one_out' or 'mean'"),
         ("data.web_share=1.2", "data.web_share", 1.2, "less than 1"),
         ("stages=[mle, scts]", "stages.1", "scts", "'scst'"),
