@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,14 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     """
     recipe: Recipe = config["recipe"]
     exchange = config["exchange"]
-    group = training_group()
+    group = training_group(recipe.cluster)
     journal = rank_journal(
         config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging
     )
     learner, steering, seconds = built_together(group, lambda: _set_up(config, journal, group))
     validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
     same_step(group, learner.step)
+    learner.standing.collect(state=True)
     started = time.perf_counter()
     error: RaycapError | None = None
     known = False  # by the Exchange: it has this learner's weights
@@ -65,10 +65,14 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     learner.incarnation = _of_rank_0(learner.incarnation, group)
     elapsed = seconds
 
+    def save_here() -> None:
+        learner.standing.collect(state=True)
+        save(learner, steering, journal, elapsed)
+
     def stop_where_asked() -> None:
         """Between two steps, and while one is waited for."""
         why = journal.stop_asked() if group.rank == 0 else ""
-        stop_if_asked(group, why, learner.step, partial(save, learner, steering, journal, elapsed))
+        stop_if_asked(group, why, learner.step, save_here)
 
     while learner.step < recipe.scst.steps:
         known = bool(_of_rank_0(known, group))
