@@ -32,7 +32,7 @@ from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, same_step
 from raycap.train.scst import finish_step, first_look, save, summary
 from raycap.train.steering import Steering
-from raycap.train.stopping import stop_if_asked
+from raycap.train.stopping import anywhere, stop_if_asked
 from raycap.train.validation import Validator
 from raycap.whole_file import write_whole
 
@@ -47,7 +47,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     """
     recipe: Recipe = config["recipe"]
     exchange = config["exchange"]
-    group = training_group()
+    group = training_group(recipe.cluster)
     journal = rank_journal(
         config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging,
         watched=config.get("watched", False),
@@ -56,6 +56,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     learner, steering, seconds = built_together(group, lambda: _set_up(config, journal, group))
     validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
     same_step(group, learner.step)
+    learner.standing.collect(state=True)
     started = time.perf_counter()
     error: RaycapError | None = None
     known = False  # by the Exchange: it has this learner's weights
@@ -71,13 +72,16 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     learner.incarnation = _of_rank_0(learner.incarnation, group)
     elapsed = seconds
 
+    def save_here() -> None:
+        learner.standing.collect(state=True)
+        save(learner, steering, journal, elapsed)
+
     def stop_where_asked() -> None:
         """Between two steps, and while one is waited for."""
-        checkpoint = partial(save, learner, steering, journal, elapsed)
-        if journal.save_asked():
-            checkpoint()
+        if anywhere(journal.save_asked(), group):
+            save_here()
         why = journal.stop_asked() if group.rank == 0 else ""
-        stop_if_asked(group, why, learner.step, checkpoint)
+        stop_if_asked(group, why, learner.step, save_here)
 
     while learner.step < recipe.scst.steps:
         known = bool(_of_rank_0(known, group))

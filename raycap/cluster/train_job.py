@@ -48,15 +48,16 @@ class FollowerJournal(FolderJournal):
         """Rank 0 tells."""
 
 
-def training_group() -> Group:
-    """The ranks of this Ray Train job."""
+def training_group(cluster: ClusterRecipe) -> Group:
+    """The ranks of this Ray Train job, who hold what learns as the recipe says."""
     import ray.train
 
     if ray.train.get_context().get_world_size() == 1:
         return Alone()
     from raycap.train.group import DistributedGroup
+    from raycap.train.sharding import ShardingGroup
 
-    return DistributedGroup()
+    return ShardingGroup() if cluster.learner_sharding == "fsdp" else DistributedGroup()
 
 
 def together(group: Group, error: RaycapError | None) -> None:

@@ -128,7 +128,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
     recipe: Recipe = config["recipe"]
     dataset = PreparedDataset.open(config["prepared"])
     captions = {image_id: dataset.references(image_id) for image_id in config["labelled"]}
-    group = training_group()
+    group = training_group(recipe.cluster)
 
     def set_up() -> tuple[FeatureStore, PrefixCaptioner]:
         features = FeatureStore.open(Path(config["features"]))

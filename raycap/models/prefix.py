@@ -180,12 +180,15 @@ class PrefixCaptioner(SeesFeatures):
         hidden = self._hidden(prefill, inputs_embeds=conditioning)[:, -1]
         prefill.done = True
         read = (_lengths(loss_mask) - 1).clamp(min=0)  # the last token of a caption is said, not read
-        if int(read.max()):
-            walk = Score(prefill.layers, image, read)
-            inside = torch.arange(tokens.shape[1], device=tokens.device) < read[:, None]
-            places = (walk.places + conditioning.shape[1])[None]
-            packed = self._hidden(walk, **self._read(tokens[inside][None]), position_ids=places)
-            hidden = torch.cat([hidden, packed[0]])
+        nothing = not int(read.max())
+        if nothing:  # ranks that share the blocks must go through them equally often: one is read, and not looked at
+            read[0] = 1
+        walk = Score(prefill.layers, image, read)
+        inside = torch.arange(tokens.shape[1], device=tokens.device) < read[:, None]
+        places = (walk.places + conditioning.shape[1])[None]
+        words = tokens[inside] * (not nothing)  # padding may hold any id
+        packed = self._hidden(walk, **self._read(words[None]), position_ids=places)
+        hidden = torch.cat([hidden, packed[0]])
         before = torch.cat([image[:, None], starts_of(read)[:, None] + len(conditioning)
                             + torch.arange(tokens.shape[1] - 1, device=tokens.device)], dim=1)  # fmt: skip
         wanted = loss_mask > 0

@@ -317,6 +317,10 @@ class ClusterRecipe(Section):
         1, description="torch threads of a rollout worker, and of generation in one process"
     )
     learner_workers: Positive = Field(1, description="ranks of the learner")
+    learner_sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp: each rank keeps a share of parameters, gradients and optimizer (2 ranks or more; "
+        "one is refused); none: all of them"
+    )  # fmt: skip
     learner_cpus: float = Field(0.5, gt=0, description="of each rank")
     learner_gpus: float | None = Field(None, ge=0, description="of each rank; an equal share when null; 0: CPU")
     learner_threads: Positive = Field(2, description="torch threads of a rank, and of learning in one process")

@@ -92,6 +92,11 @@ class Recipe(Section):
                 f"cluster.learner_workers = {self.cluster.learner_workers}, but a step has {leases} leases "
                 "(scst.batch_size / scst.lease_size): each rank needs one; lower scst.lease_size"
             )
+        if self.cluster.learner_sharding == "fsdp" and self.cluster.learner_workers == 1:
+            raise ValueError(
+                "cluster.learner_sharding = 'fsdp' shares the captioner out among ranks, but "
+                "cluster.learner_workers = 1: raise it, or set learner_sharding to none (checkpoints fit either)"
+            )
         for name in THROUGH_CLIP:
             if name in self.rewards and not self.rewards[name].source and self.clip.reward is None:
                 raise ValueError(f"rewards.{name} needs clip.reward")

@@ -8,9 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from raycap.train.optimizing import Whole
 
-class DistributedGroup:
-    """The default process group, which must be initialised (Ray Train does it)."""
+
+class DistributedGroup(Whole):
+    """The default process group, which must be initialised (Ray Train does it). Every rank holds all that learns."""
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()

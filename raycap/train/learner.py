@@ -37,6 +37,8 @@ from raycap.train.optimizing import (
     warmup_cosine,
     warmup_linear,
 )
+from raycap.train.sharding import idle_pass
+from raycap.train.standing import Standing
 from raycap.train.step_figures import Sums, digest, mean_of, prompts_digest, reward_figures
 from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
@@ -52,7 +54,7 @@ class Learner:
     step, so its gradient does not depend on how the step is cut.
 
     Args:
-        captioner: the policy, trained in place.
+        captioner: the policy, trained in place; whole, until the group holds it as it does.
         weights: of the reward components, constant or a `Mix`.
         group: the ranks that learn together; each `update` gets this rank's leases.
         seed: of the run: the captioner sees the views that generated the captions.
@@ -80,23 +82,33 @@ class Learner:
                               remedy="set it to 0 where there are none")  # fmt: skip
         self.seed, self.precision, self.labelled = seed, precision, labelled
         self.captioner, self.features, self.recipe = captioner.eval(), features, recipe
-        self.reference = copy.deepcopy(captioner).requires_grad_(False) if recipe.kl_weight else None
-        self.mix = weights if isinstance(weights, Mix) else Mix.constant(weights)
         self.group = group or Alone()
+        self.reference = copy.deepcopy(captioner).requires_grad_(False) if recipe.kl_weight else None
+        if self.reference is not None:
+            self.group.hold(self.reference)
+        shown = self.group.shown(captioner)
+        self.group.hold(captioner)
+        self.mix = weights if isinstance(weights, Mix) else Mix.constant(weights)
         self.step, self.incarnation = 0, 0
         self.published: WeightSnapshot | None = None
         self.parameters = [p for p in captioner.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
         self.average = Average(captioner, recipe.ema)
+        self.standing = Standing(captioner, shown, self.optimizer, self.average)
 
     @property
     def weights_id(self) -> WeightsId:
         """Identity of the policy now, which generates step `self.step` at lag 0."""
         return WeightsId(self.incarnation, self.step)
 
+    @property
+    def due(self) -> bool:
+        """Whether a look at `select` and a checkpoint follow the step that was just done."""
+        return self.step % self.recipe.select_every == 0 or self.step == self.recipe.steps
+
     def publish(self, into: WeightSnapshot | None = None) -> WeightSnapshot:
         """A copy of the policy now; in the memory of an earlier one that nobody needs any more, when given."""
-        return snapshot(self.captioner, self.weights_id, None if into is None else into.buffer)
+        return snapshot(self.standing.captioner, self.weights_id, None if into is None else into.buffer)
 
     def update(self, rollouts: Sequence[Rollouts]) -> dict[str, Any]:
         """Learn from this rank's leases of a step: one optimizer step, or several where PPO goes through them again.
@@ -111,6 +123,8 @@ class Learner:
         weights = self._weights()
         mixed = [combine(r.scores, weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts]
         leases = [self._lease(r, a) for r, a in zip(rollouts, mixed, strict=True)]
+        if self.reference is not None:
+            self._refer(self.reference, leases)
         places = [np.flatnonzero(lease.kept) + lease.lease.number * recipe.lease_size for lease in leases]
         told = Sums()
         set_lr(self.optimizer, recipe.lr * self._factor())
@@ -118,6 +132,7 @@ class Learner:
             told.add(self._descend(leases, chosen, number))
         self.average.update()
         self.step += 1
+        self.standing.collect(state=self.due)
         return {
             **self._figures(told),
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -154,25 +169,30 @@ class Learner:
         values = advantages.values.reshape(images * generation.num_samples)
         arrays = (generation.tokens, mask, generation.behavior_logprobs, values)
         samples = Samples(*(torch.from_numpy(a[rows]).clone().to(device) for a in arrays))
-        lease = _Lease(rollout.lease, advantages.kept, samples)
-        if self.reference is not None and lease.images:
-            lease.samples = replace(samples, reference=self._reference_logprobs(lease))
-        return lease
+        return _Lease(rollout.lease, advantages.kept, samples)
 
     def _seen(self, lease: _Lease) -> Tensor:
         return seen_by(self.captioner, self.features, lease.lease, self.recipe, seed=self.seed, kept=lease.kept)
 
+    def _cuts(self, images: int) -> list[tuple[slice, slice]]:
+        return list(micro_batches(images, self.recipe.num_samples, self.recipe.micro_batch))
+
     @torch.no_grad()
-    def _reference_logprobs(self, lease: _Lease) -> Tensor:
-        """Log-probabilities under the policy that SCST began with, float32 [N, T]."""
-        assert self.reference is not None
-        seen, found = self._seen(lease), []
-        for images, rows in micro_batches(lease.images, self.recipe.num_samples, self.recipe.micro_batch):
-            part = lease.samples.of(rows)
-            with computing_in(self.precision, seen.device):
-                shown = self.reference.encode(seen[images])
-                found.append(self.reference.score(shown, part.tokens, part.mask, self.recipe.temperature))
-        return torch.cat(found)
+    def _refer(self, reference: PrefixCaptioner, leases: Sequence[_Lease]) -> None:
+        """Give leases their log-probabilities under the policy that SCST began with, float32 [N, T]."""
+        idle = self.group.idle_passes(sum(len(self._cuts(lease.images)) for lease in leases))
+        for lease in leases:
+            if not lease.images:
+                continue
+            seen, found = self._seen(lease), []
+            for images, rows in self._cuts(lease.images):
+                part = lease.samples.of(rows)
+                with computing_in(self.precision, seen.device):
+                    shown = reference.encode(seen[images])
+                    found.append(reference.score(shown, part.tokens, part.mask, self.recipe.temperature))
+            lease.samples = replace(lease.samples, reference=torch.cat(found))
+        for _ in range(idle):
+            idle_pass(reference, self.features)
 
     def _descend(self, leases: Sequence[_Lease], chosen: Sequence[Any], number: int) -> Sums:
         """One optimizer step on some images of each lease; sums for the log."""
@@ -182,12 +202,14 @@ class Learner:
         mine = sum(denominator_of(recipe.normalize, part.mask) for _, _, part in parts)
         denominator = self.group.sum_values([mine])[0]
         told = Sums()
+        idle = self.group.idle_passes(sum(len(self._cuts(len(part) // samples)) for *_, part in parts))
         for lease, images, part in parts:
             if not len(part):
                 continue
             logprobs = self._accumulate(self._seen(lease)[images], part, denominator, told)
             if not lease.diagnostics and number == 0:
                 lease.diagnostics = ratio_diagnostics(logprobs, part.behavior, part.mask)
+        self._idle(idle)
         if recipe.mle_weight:
             self._accumulate_mle(number, told)
         self.group.sum_gradients(self.parameters)
@@ -204,7 +226,7 @@ class Learner:
             Their log-probabilities [N, T], without gradient.
         """
         logprobs = []
-        for images, rows in micro_batches(len(seen), self.recipe.num_samples, self.recipe.micro_batch):
+        for images, rows in self._cuts(len(seen)):
             with computing_in(self.precision, seen.device):
                 loss, scored, sums = policy_loss(
                     self.captioner, seen[images], samples.of(rows), self.recipe, denominator
@@ -215,6 +237,12 @@ class Learner:
             logprobs.append(scored)
         return torch.cat(logprobs)
 
+    def _idle(self, passes: int) -> None:
+        for _ in range(passes):
+            with computing_in(self.precision, self.parameters[0].device):
+                nothing = idle_pass(self.captioner, self.features)
+            nothing.backward()
+
     def _accumulate_mle(self, number: int, told: Sums) -> None:
         """Gradients of `mle_weight` times the cross-entropy of this rank's share of a batch of labelled images."""
         recipe, group = self.recipe, self.group
@@ -223,19 +251,21 @@ class Learner:
         batch = self.labelled.batch(place, batch_size=recipe.mle_batch_size, captions_per_image=1, seed=self.seed)
         count, words = len(batch.image_ids), float(batch.loss_mask.sum())
         share = range(count)[group.rank * count // group.size : (group.rank + 1) * count // group.size]
-        if not share:
-            return
         rows, device = slice(share.start, share.stop), self.parameters[0].device
-        seen = training_views(self.captioner, self.features, batch.image_ids[rows], recipe, seed=self.seed, step=place,
-                              positions=share)  # fmt: skip
-        tokens, mask = (torch.from_numpy(each[rows]).to(device) for each in (batch.tokens, batch.loss_mask))
-        for images, part in micro_batches(len(seen), 1, recipe.micro_batch):
+        cuts = list(micro_batches(len(share), 1, recipe.micro_batch))
+        idle = group.idle_passes(len(cuts))
+        if share:
+            seen = training_views(self.captioner, self.features, batch.image_ids[rows], recipe, seed=self.seed,
+                                  step=place, positions=share)  # fmt: skip
+            tokens, mask = (torch.from_numpy(each[rows]).to(device) for each in (batch.tokens, batch.loss_mask))
+        for images, part in cuts:
             with computing_in(self.precision, device):
                 logprobs = self.captioner.score(self.captioner.encode(seen[images]), tokens[part], mask[part])
             loss = cross_entropy(logprobs, mask[part], denominator=words)
             with in_place():
                 (recipe.mle_weight * loss).backward()
             told.add({"mle_loss": float(loss.detach())})
+        self._idle(idle)
 
     def _figures(self, told: Mapping[str, float]) -> dict[str, float]:
         """Losses and means a token over all ranks; the gradient's norm, the mean of several steps'."""

@@ -27,7 +27,9 @@ from raycap.train.labelled import LabelledSet
 from raycap.train.optimizing import Alone, Average, Group, adamw, clip_gradients, micro_batches, set_lr, warmup_cosine
 from raycap.train.resuming import load_training_state, same_step, training_state
 from raycap.train.seeding import DROPOUT, seed_torch
-from raycap.train.stopping import stop_if_asked
+from raycap.train.sharding import idle_pass
+from raycap.train.standing import Standing
+from raycap.train.stopping import anywhere, stop_if_asked
 from raycap.train.validation import BestKeeper, Validator
 from raycap.train.views import training_views
 from raycap.whole_file import write_whole
@@ -68,7 +70,8 @@ def train_mle(
     """Train until `select` no longer improves, or as the `control` says when given.
 
     Args:
-        captioner: trained in place; at the end it holds the last step's weights, the best ones are in the journal.
+        captioner: trained in place, held as the group does; at the end it holds the last step's weights, the best ones
+            are in the journal.
         labelled: captions that may be read. Each rank takes its share of every batch's images.
         precision: of products; parameters, sums and the optimizer are float32.
 
@@ -76,16 +79,20 @@ def train_mle(
         best_cider, best_step, steps, seconds.
     """
     group = group or Alone()
+    shown = group.shown(captioner)
+    group.hold(captioner)
     optimizer = adamw(captioner, lr=recipe.lr, weight_decay=recipe.weight_decay)
     average, so_far = Average(captioner, recipe.ema), _SoFar()
-    keeper = so_far.keeper
+    keeper, standing = so_far.keeper, Standing(captioner, shown, optimizer, average)
     once = labelled.steps_per_epoch(recipe.batch_size)
     per_epoch = once * -(-recipe.epoch_steps // once)  # whole passes over the images
     planned = control.steps if control else recipe.epochs * per_epoch
     step, seconds = load_training_state(journal, captioner, optimizer, average, so_far)
     same_step(group, step)
     if control and step == 0:  # the control keeps what it started from when nothing later is better
-        _look(captioner, validator, keeper, journal, 0, group)
+        standing.collect(state=True)
+        with standing.averaged() as seen:
+            _look(seen, validator, keeper, journal, 0, group)
     started = time.perf_counter()
 
     limit = control.seconds if control else None
@@ -106,7 +113,8 @@ def train_mle(
     captioner.train()
 
     def save() -> None:
-        journal.save(step, captioner, training_state(optimizer, average, so_far, elapsed))
+        standing.collect(state=True)
+        journal.save(step, standing.captioner, training_state(standing, so_far, elapsed))
 
     ended = over()
     while not ended:
@@ -119,8 +127,9 @@ def train_mle(
         record: dict[str, Any] = {"step": step}
         due = ended or step % per_epoch == 0
         if due:
-            with average.applied():
-                record |= _look(captioner, validator, keeper, journal, step, group)
+            standing.collect(state=True)
+            with standing.averaged() as seen:
+                record |= _look(seen, validator, keeper, journal, step, group)
             record |= {"epoch": step / once, "train_loss": sum(so_far.losses) / len(so_far.losses),
                        "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
             so_far.losses = []
@@ -135,7 +144,7 @@ def train_mle(
         if due:
             save()
         if not ended:
-            if journal.save_asked():
+            if anywhere(journal.save_asked(), group):
                 save()
             stop_if_asked(group, journal.stop_asked(), step, save)
     seconds = spent()
@@ -174,13 +183,19 @@ def _step(
     tokens = torch.from_numpy(batch.tokens[rows]).to(device)
     denominator, loss_sum = float(batch.loss_mask.sum()), 0.0
     optimizer.zero_grad(set_to_none=True)
-    for images, part in micro_batches(len(seen), recipe.captions_per_image, recipe.micro_batch):
+    cuts = list(micro_batches(len(seen), recipe.captions_per_image, recipe.micro_batch))
+    idle = group.idle_passes(len(cuts))
+    for images, part in cuts:
         with computing_in(precision, device):
             logprobs = captioner.score(captioner.encode(seen[images]), tokens[part], mask[part])
         loss = cross_entropy(logprobs, mask[part], denominator=denominator)
         with in_place():
             loss.backward()
         loss_sum += float(loss.detach())
+    for _ in range(idle):
+        with computing_in(precision, device):
+            nothing = idle_pass(captioner, features)
+        nothing.backward()
     group.sum_gradients(captioner.parameters())
     clip_gradients(captioner.parameters(), recipe.grad_clip, step=step, remedy="lower mle.lr (mle_continued.lr)")
     optimizer.step()

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from raycap.errors import WorkFailed
+from raycap.models.prefix import PrefixCaptioner
+from raycap.train.shards import put, whole
 
 
 class Group(Protocol):
-    """The ranks that learn together. `sum_gradients` adds up in a fixed order, so a run repeats itself."""
+    """The ranks that learn together, and how they hold what learns: whole on every rank, or each a share of it.
+
+    `sum_gradients` adds up in a fixed order, so a run repeats itself.
+    """
 
     rank: int
     size: int
@@ -23,8 +28,33 @@ class Group(Protocol):
     def sum_values(self, values: list[float]) -> list[float]: ...
     def gather_texts(self, text: str) -> list[str]: ...
 
+    def shown(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
+        """What others will see of a captioner that is not held yet: itself, or on rank 0 a copy of its own."""
+        ...
 
-class Alone:
+    def hold(self, captioner: PrefixCaptioner) -> None:
+        """Change a captioner in place to how the ranks hold it, before anything is made of its parameters."""
+        ...
+
+    def idle_passes(self, mine: int) -> int:
+        """How often this rank must go through the captioner besides its own `mine`, so that all do equally often."""
+        ...
+
+
+class Whole:
+    """Every rank has all of the captioner, and none needs the others while it computes."""
+
+    def shown(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
+        return captioner
+
+    def hold(self, captioner: PrefixCaptioner) -> None:
+        """It is whole."""
+
+    def idle_passes(self, mine: int) -> int:
+        return 0
+
+
+class Alone(Whole):
     """One process, one rank."""
 
     rank, size = 0, 1
@@ -84,12 +114,12 @@ def adamw(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.A
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, *, step: int, remedy: str) -> float:
-    """Scale gradients down to a norm of `limit`; the norm before.
+    """Scale gradients down to a norm of `limit`; the norm before. Of sharded ones it is that of all shards together.
 
     Raises:
         WorkFailed: it is not finite. A step with it would make every weight NaN.
     """
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
     if not bool(torch.isfinite(norm)):
         raise WorkFailed(f"the gradient of step {step} is not finite", key="grad_norm", value=float(norm),
                          remedy=f"the last checkpoint is unharmed; {remedy}")  # fmt: skip
@@ -139,4 +169,4 @@ class Average:
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.count = int(state["count"])  # type: ignore[call-overload]
         for mine, other in zip(self._mean, state["mean"], strict=True):  # type: ignore[call-overload]
-            mine.copy_(other)
+            put(mine, other)

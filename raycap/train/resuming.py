@@ -11,6 +11,8 @@ from raycap.models.checkpoint import load_captioner
 from raycap.models.prefix import PrefixCaptioner
 from raycap.train.journal import Journal
 from raycap.train.optimizing import Average, Group
+from raycap.train.shards import load_optimizer, put
+from raycap.train.standing import Standing
 
 
 class Stateful(Protocol):
@@ -20,32 +22,27 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> None: ...
 
 
-def training_state(
-    optimizer: torch.optim.Optimizer, average: Average, looks: Stateful, seconds: float
-) -> dict[str, Any]:
+def training_state(standing: Standing, looks: Stateful, seconds: float) -> dict[str, Any]:
     """Optimizer, averaged weights, what the looks left, seconds so far. Order and randomness hang on the step alone."""
-    return {
-        "optimizer": optimizer.state_dict(),
-        "average": average.state_dict(),
-        "looks": looks.state_dict(),
-        "seconds": seconds,
-    }
+    return {**standing.state_dict(), "looks": looks.state_dict(), "seconds": seconds}
 
 
 def load_training_state(
     journal: Journal, captioner: PrefixCaptioner, optimizer: torch.optim.Optimizer, average: Average, looks: Stateful
 ) -> tuple[int, float]:
-    """Go on from the journal's newest checkpoint when there is one: (steps done, seconds spent)."""
+    """Go on from the journal's newest checkpoint when there is one: (steps done, seconds spent).
+
+    Checkpoints are whole. Ranks that hold shards take theirs from it.
+    """
     found = journal.restore()
     if found is None:
         return 0, 0.0
     folder, state = found
     stored = load_captioner(folder).state_dict()
     own = captioner.state_dict()
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(stored[name])
-    optimizer.load_state_dict(state["optimizer"])
+    for name, value in own.items():
+        put(value, stored[name])
+    load_optimizer(optimizer, state["optimizer"])
     average.load_state_dict(state["average"])
     looks.load_state_dict(state["looks"])
     return int(state["step"]), float(state["seconds"])

@@ -114,20 +114,18 @@ def finish_step(
     """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case."""
     recipe, seen = learner.recipe, {}
     steering.observe(learner.step, values)
-    due = learner.step % recipe.select_every == 0 or learner.step == recipe.steps
-    if due:
+    if learner.due:
         seen = look(learner, validator, steering, journal)
     if learner.step == 1 and (warning := far_below_greedy(recipe, values)):
         seen["warning"] = "; ".join(filter(None, [warning, seen.get("warning", "")]))
     journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
-    if due:
+    if learner.due:
         save(learner, steering, journal, elapsed)
 
 
 def save(learner: Learner, steering: Steering, journal: Journal, elapsed: float) -> None:
     """A checkpoint of where the learner stands."""
-    state = training_state(learner.optimizer, learner.average, steering, elapsed)
-    journal.save(learner.step, learner.captioner, state)
+    journal.save(learner.step, learner.standing.captioner, training_state(learner.standing, steering, elapsed))
 
 
 FAR_BELOW = 0.6
@@ -164,11 +162,11 @@ def look(learner: Learner, validator: Validator, steering: Steering, journal: Jo
     Raises:
         Collapsed: see `BestKeeper.look`.
     """
-    with learner.average.applied():
-        figures = validator.figures(learner.captioner)
+    with learner.standing.averaged() as captioner:
+        figures = validator.figures(captioner)
         best, record = steering.look(learner.step, figures)
         if best:
-            journal.save_best(learner.captioner, {"step": learner.step, "select_cider": figures["select_cider"]})
+            journal.save_best(captioner, {"step": learner.step, "select_cider": figures["select_cider"]})
     return record
 
 

@@ -1,131 +1,105 @@
-"""The captioner that learns, whole on every rank or in shards (FSDP2, Zhao et al. 2023, "PyTorch FSDP").
+"""Ranks of which each keeps a part of the captioner that learns (FSDP2; Zhao et al. 2023, "PyTorch FSDP").
 
-Whole: every rank has all parameters, and gradients are added up in one buffer (`train.group`). Sharded: each rank keeps
-its part of parameters, gradients and optimizer, and a block is put together while it computes. What is published,
-looked at and saved is a plain captioner on rank 0 in either case, so a checkpoint of one resumes as the other.
+Parameters, gradients and the optimizer's state are cut into as many parts as there are ranks. A block of the LM is put
+together where it computes, forwards and backwards, and its gradients are added up over the ranks as they are made. To
+put a block together all ranks must be at it: every rank goes through the captioner equally often, and each pass through
+every block (`PrefixCaptioner.score` sees to that). Who has nothing left to learn from goes along idly.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
+from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.models.prefix import PrefixCaptioner
+from raycap.train.group import DistributedGroup
 
 METHODS = ("encode", "score", "score_with_entropy")
+"""Ways into a captioner that learns. Captions are made by plain ones."""
+
+
+class ShardingGroup(DistributedGroup):
+    """The default process group; each rank holds its share of what learns, rank 0 a plain copy to show beside it."""
+
+    def shown(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
+        """On rank 0 a copy on the CPU: only now and then does it take room where there is little."""
+        if self.rank:
+            return captioner
+        apart = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in captioner.parameters()}
+        return copy.deepcopy(captioner, apart).cpu()
+
+    def hold(self, captioner: PrefixCaptioner) -> None:
+        shard(captioner)
+
+    def idle_passes(self, mine: int) -> int:
+        made = self.sum_values([float(mine * (rank == self.rank)) for rank in range(self.size)])
+        return int(max(made)) - mine
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """They were added up as they were made; one that no rank had is 0, as it is of ranks that hold all."""
+        for parameter in parameters:
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def shard(captioner: PrefixCaptioner) -> None:
-    """Shard a captioner in place over all ranks of the default process group: its LM's blocks one by one, the rest
-    together.
+    """Cut a captioner up in place among the ranks of the default process group: the blocks of its LM one by one, the
+    rest together. What each rank has of it must be equal beforehand.
 
-    Gradients come out summed over ranks, not averaged: losses are divided by whole-step counts.
+    Gradients come out summed over ranks and not averaged: losses are divided by whole-step counts.
 
     Raises:
-        RecipeError: the LM does not say what its blocks are.
+        RecipeError: the LM does not say what its blocks are, or keeps a cache of its own: how often it is gone through
+            hangs on the captions then.
     """
-    import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    kind = next(captioner.parameters()).device.type
-    mesh = init_device_mesh(kind, (dist.get_world_size(),))
     blocks = [module for module in captioner.lm.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not blocks:
-        raise RecipeError("this LM does not say what its blocks are", key="cluster.learner_sharding", value="fsdp",
-                          remedy="set it to none")  # fmt: skip
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(captioner, mesh=mesh)
-    for method in METHODS:
-        register_fsdp_forward_method(captioner, method)
+    if not blocks or not captioner.shares_prefix:
+        what = "keeps a cache of its own" if blocks else "does not say what its blocks are"
+        raise RecipeError(f"this LM {what}", key="cluster.learner_sharding", value="fsdp", remedy="set it to none")
+    # `encode` may return a view. Nobody writes into it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    mesh = init_device_mesh(next(captioner.parameters()).device.type, (dist.get_world_size(),))
+    for module in (*blocks, captioner):
+        fully_shard(module, mesh=mesh)
     for module in captioner.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+    learns = any(p.requires_grad for p in captioner.parameters())
+    for name in METHODS:
+        register_fsdp_forward_method(captioner, name)
+        if not learns:
+            setattr(captioner, name, _forgetting(captioner, getattr(captioner, name)))
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, sharded or not; for a sharded one all ranks must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _forgetting(captioner: PrefixCaptioner, method: Callable[..., Any]) -> Callable[..., Any]:
+    """FSDP writes down the blocks that a forward pass went through until a backward pass comes: here none will."""
+
+    @wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        made = method(*arguments, **options)
+        captioner.reset_iter_state()  # type: ignore[operator]
+        return made
+
+    return call
 
 
-def like(value: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, sharded as the target is."""
-    if not isinstance(target, DTensor):
-        return value
-    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-
-
-class Kept:
-    """The captioner as others see it: itself where it is whole, a plain copy on rank 0 where it is sharded.
-
-    Args:
-        learning: the captioner that learns.
-        plain: a plain captioner of the same architecture, on rank 0 of a sharded run; None elsewhere.
-    """
-
-    def __init__(self, learning: PrefixCaptioner, plain: PrefixCaptioner | None, *, sharded: bool) -> None:
-        self.learning, self.sharded = learning, sharded
-        self.seen = plain if sharded else learning
-
-    @torch.no_grad()
-    def collect(self, values: Mapping[str, Tensor] | None = None) -> PrefixCaptioner | None:
-        """The captioner with its weights of now, or with others such as averages; all ranks must ask.
-
-        Returns:
-            None on ranks above 0 of a sharded run.
-        """
-        if not self.sharded:
-            return self.learning
-        own = dict(self.seen.named_parameters()) if self.seen is not None else {}
-        for name, parameter in self.learning.named_parameters():
-            full = whole(parameter if values is None or name not in values else values[name])
-            if own:
-                own[name].copy_(full)
-        return self.seen
-
-
-def gathered(state: Any) -> Any:
-    """A state of nested dicts and lists with all its tensors whole; all ranks must ask."""
-    return _mapped(state, whole)
-
-
-def _mapped(state: Any, change: Callable[[Tensor], Any]) -> Any:
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, Mapping):
-        return {key: _mapped(value, change) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(_mapped(value, change) for value in state)
-    return state
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a whole optimizer state: each tensor that is as large as its parameter is sharded as that is."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    sharded = copy.copy(dict(state))
-    sharded["state"] = {
-        number: {key: like(value, parameters[number]) if _is_of(value, parameters[number]) else value
-                 for key, value in values.items()}
-        for number, values in state["state"].items()
-    }  # fmt: skip
-    optimizer.load_state_dict(sharded)
-
-
-def _is_of(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape and value.dim() > 0
-
-
-@torch.no_grad()
-def fill(targets: Iterable[nn.Parameter], values: Iterable[Tensor]) -> None:
-    """Copy whole tensors into parameters, sharded or not."""
-    for target, value in zip(targets, values, strict=True):
-        target.copy_(like(value, target))
+def idle_pass(captioner: PrefixCaptioner, features: FeatureStore) -> Tensor:
+    """Through all of the captioner and out with 0, whose gradients are 0: ranks that still learn need us in it."""
+    device = next(captioner.parameters()).device
+    said = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    shown = captioner.encode(torch.zeros(1, *features.shape, device=device))
+    return 0.0 * captioner.score(shown, said, torch.ones(1, 2, device=device)).sum()
