@@ -16,13 +16,15 @@ import torch
 from raycap.cluster import precision
 from raycap.cluster.run import run_recipe
 from raycap.cluster.stages import Run
-from raycap.cluster.training_stages import reward_context, scst_schedule
+from raycap.cluster.training_stages import mle_stage, reward_context, scst_schedule
 from raycap.data.features import FeatureStore
+from raycap.errors import Stopped
 from raycap.models.checkpoint import load_captioner
 from raycap.models.weights import snapshot
 from raycap.rewards.contract import build_component
 from raycap.train.journal import FolderJournal, read_log
 from raycap.train.scst import train_scst
+from raycap.train.stopping import ask_to_stop
 from raycap.train.validation import Validator
 from raycap.types import WeightsId
 from tests.processes import processes
@@ -198,6 +200,53 @@ def test_two_ranks_learn_what_one_learns(ray_session: Any, tiny_run: Any, tmp_pa
     run = tiny_run("ranks", cluster={"rollout_workers": 2, "learner_workers": 2}, scst={"steps": 3, "select_every": 3})
     expected = one_process(run, tmp_path / "reference")
     run_recipe(run.recipe)
+    assert_learned_alike(run, expected)
+
+
+@pytest.mark.slow
+def test_two_ranks_that_share_the_captioner_learn_what_one_learns(
+    ray_session: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    """MLE and SCST on shards; what workers generate with, what is looked at and what is saved is whole."""
+    cluster = {"rollout_workers": 2, "learner_workers": 2, "learner_sharding": "fsdp"}
+    mle = {"epochs": 1, "batch_size": 5, "micro_batch": 5, "ema": 0.9}
+    run = tiny_run("sharded", cluster=cluster, mle=mle,
+                   scst={"steps": 3, "select_every": 3, "kl_weight": 0.05, "ema": 0.9})  # fmt: skip
+    learned = mle_stage(run, 0)
+    looks = [record["select_cider"] for record in read_log(run.path("mle", 0)) if "select_cider" in record]
+    assert looks == [learned["best_cider"]]
+    expected = one_process(run, tmp_path / "reference")
+    run_recipe(run.recipe)
+    assert_learned_alike(run, expected)
+    assert all(record["ratio_max_error"] < 1e-4 for record in records(run.path("scst", 0))), "stale weights"
+    best = [load_captioner(folder / "best").state_dict() for folder in (run.path("scst", 0), expected)]
+    assert best[0].keys() == best[1].keys()
+
+
+@pytest.mark.slow
+def test_what_was_stopped_on_shards_goes_on_on_one_rank(ray_session: Any, tiny_run: Any) -> None:
+    scst = {"steps": 12, "select_every": 12, "ema": 0.9}
+    cluster = {"rollout_workers": 2, "learner_workers": 2, "learner_sharding": "fsdp"}
+    run = tiny_run("stopped", cluster=cluster, scst=scst)
+    folder = run.path("scst", 0)
+    stopper = threading.Thread(target=_stop_after_a_step, args=(folder,), daemon=True)
+    stopper.start()
+    with pytest.raises(Stopped, match="stopped after step"):
+        run_recipe(run.recipe)
+    stopper.join(timeout=5)
+    last = max(record["step"] for record in read_log(folder))
+    assert 1 <= last < 12
+    before = parameters(folder, last)
+    alone = run.recipe.cluster.model_copy(update={"learner_workers": 1, "learner_sharding": "none"})
+    run_recipe(run.recipe.model_copy(update={"cluster": alone}))
+    assert [record["step"] for record in records(folder)] == list(range(1, 13))
+    after = parameters(folder, 12)
+    assert after.keys() == before.keys()
+    assert records(folder)[last]["ratio_max_error"] < 1e-4, "workers had the weights of the checkpoint"
+
+
+def assert_learned_alike(run: Run, expected: Path) -> None:
+    """Three steps."""
     ours, reference = records(run.path("scst", 0)), records(expected)
     assert [r["step"] for r in ours] == [1, 2, 3]
     for name in ("reward/cider/sampled", "reward/cider/greedy", "length"):
@@ -236,6 +285,15 @@ def _kill_learner_after_checkpoint(folder: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
             return
         time.sleep(0.002)
+
+
+def _stop_after_a_step(folder: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if (folder / "log.jsonl").exists() and any(record.get("step") for record in read_log(folder)):
+            ask_to_stop(folder, "for this test")
+            return
+        time.sleep(0.01)
 
 
 def _kill_a_rollout_worker() -> None:

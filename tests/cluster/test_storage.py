@@ -247,6 +247,7 @@ def test_the_type_that_is_asked_for_is_part_of_what_is_trained(tmp_path: Path) -
     for storage, change in changes.items():
         assert stale(storage, cluster={"precision": "bfloat16"}) == {name: [change] for name in trained}
     assert stale(now, cluster={"learner_recompute": True, "learner_threads": 7}) == {}
+    assert stale(now, cluster={"learner_workers": 2, "learner_sharding": "fsdp"}) == {}
 
 
 def test_scenes_that_another_version_draws_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

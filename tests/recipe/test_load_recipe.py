@@ -169,6 +169,7 @@ CONTRADICTIONS = [
     (("features.kind=pooled",), "captioner.mapping", "mlp or transformer"),
     (("seeds=[3, 4, 3]",), "seeds", "[3, 4, 3]"),
     (("rewards={}",), "rewards", "cider"),
+    (("cluster.learner_sharding=fsdp",), "cluster.learner_sharding", "cluster.learner_workers = 1"),
 ]
 
 

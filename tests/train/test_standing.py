@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from raycap.data.features import FeatureStore
 from raycap.errors import Stopped, WorkFailed
@@ -37,7 +36,6 @@ from tests.train.test_sharding import assert_near
 from tests.two_ranks import TwoRanks
 
 GROUPS: dict[str, Callable[[], Any]] = {"alone": Alone, "none": DistributedGroup, "fsdp": ShardingGroup}
-DRY = {"attention_dropout": 0.0}
 Captions = dict[str, tuple[str, ...]]
 
 
@@ -185,4 +183,3 @@ def test_scst_goes_on_from_the_other_s_checkpoint(
     moved = load_captioner(FolderJournal(tmp_path / "whole").checkpoints[-1]).state_dict()
     before = start().state_dict()
     assert max(float((moved[name] - before[name]).abs().max()) for name in before) > 1e-3
-    assert torch.is_grad_enabled()
