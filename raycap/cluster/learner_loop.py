@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raycap.cluster.preemption import Notices
 from raycap.cluster.reaching import answer, away, reached
 from raycap.cluster.tasks import on
 from raycap.cluster.train_job import built_together, rank_journal, together, training_group
@@ -50,6 +51,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     learner, steering, seconds = built_together(group, lambda: _set_up(config, journal, group))
     validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
     same_step(group, learner.step)
+    turns = learner.turns(shared=recipe.cluster.collocated)
     started = time.perf_counter()
     error: RaycapError | None = None
     known = False  # by the Exchange: it has this learner's weights
@@ -64,9 +66,14 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
             error = raised
     learner.incarnation = _of_rank_0(learner.incarnation, group)
     elapsed = seconds
+    notices = Notices(group)
 
     def stop_where_asked() -> None:
         """Between two steps, and while one is waited for."""
+        if leaving := notices.fresh():
+            save(learner, steering, journal, elapsed)
+            if group.rank == 0:
+                print(f"scst: {leaving}; checkpoint of step {learner.step} written, training goes on", flush=True)
         why = journal.stop_asked() if group.rank == 0 else ""
         stop_if_asked(group, why, learner.step, partial(save, learner, steering, journal, elapsed))
 
@@ -74,9 +81,12 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         known = bool(_of_rank_0(known, group))
         queue = _queue(exchange, group)
         marks = [time.perf_counter()]
+        turns.rest()
         rollouts = _take(exchange, learner, group, config, error, known, stop_where_asked)
         marks.append(time.perf_counter())
+        turns.wake()
         values = learner.update(rollouts)
+        turns.rest()  # others have theirs as soon as these weights are out
         marks.append(time.perf_counter())
         if group.rank == 0:
             try:

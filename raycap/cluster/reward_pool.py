@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from raycap.cluster.room import patiently
 from raycap.errors import RaycapError, RewardStuck, WorkFailed
 from raycap.rewards.context import ContextSpec
 from raycap.rewards.contract import build_component, score_generation
@@ -23,13 +25,15 @@ class RewardWorker:
 
     Args:
         timeout_s: for one batch; a component that takes longer is stuck, its process with it, and ends.
+        shares_gpu: by turns: memory is given back after each batch.
     """
 
     def __init__(
         self, name: str, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int,
-        timeout_s: float = math.inf,
+        timeout_s: float = math.inf, shares_gpu: bool = False,
     ) -> None:  # fmt: skip
         self.name, self.refused, self.timeout_s = name, None, timeout_s
+        self._shared_device = spec.device if shares_gpu else ""
         try:
             self.component = build_component(name, spec.open(), options, source)
         except RaycapError as error:  # raised here, it would reach callers as the death of an actor
@@ -51,7 +55,7 @@ class RewardWorker:
             RewardStuck: it takes longer than `timeout_s`; this process ends right after.
         """
         self.ready()
-        scored = self._scorer.submit(score_generation, self.name, self.component, image_ids, generation)
+        scored = self._scorer.submit(self._score, image_ids, generation)
         try:
             return scored.result(None if math.isinf(self.timeout_s) else self.timeout_s)
         except TimeoutError:
@@ -64,6 +68,15 @@ class RewardWorker:
                               remedy="raise cluster.reward_timeout_s where that is no fault",
                               ) from None  # fmt: skip
 
+    def _score(self, image_ids: Sequence[str], generation: Generation) -> ComponentScores:
+        try:
+            return score_generation(self.name, self.component, image_ids, generation)
+        finally:
+            if self._shared_device == "cuda":  # CIDEr-D and its like need no torch
+                from raycap.train.turns import release_cache
+
+                release_cache(self._shared_device)
+
 
 _LAST_WORDS_S = 1.0
 
@@ -73,21 +86,10 @@ def _take_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)  # of this thread
 
 
-PATIENCE_S = 60.0
-"""After so long without an actor it is said what is waited for, and again each time."""
-
-
-def _patiently(name: str, ref: Any) -> Any:
-    """What an actor answers; one that finds no room in the cluster waits for it, and it is said that it does."""
+def _answered(ref: Any, wait_s: float) -> bool:
     import ray
 
-    waited = 0.0
-    while not ray.wait([ref], timeout=PATIENCE_S)[0]:
-        waited += PATIENCE_S
-        there, free = ray.cluster_resources(), ray.available_resources()
-        room = ", ".join(f"{free.get(key, 0.0):g} of {there.get(key, 0.0):g} {key}s" for key in ("CPU", "GPU"))
-        print(f"rewards.{name} has waited {waited:.0f} s for its actor to start; free are {room}", flush=True)
-    return ray.get(ref)
+    return bool(ray.wait([ref], timeout=wait_s)[0])
 
 
 REPORT_S = 5.0
@@ -113,21 +115,25 @@ class RewardPools:
         """Of the components."""
         return list(self.actors)
 
-    def wait_until_ready(self) -> dict[str, str]:
+    def wait_until_ready(self, limit_s: float = math.inf) -> dict[str, str]:
         """Signatures by component, once every actor has built its own.
 
         Raises:
-            RaycapError: what a component refused.
+            RaycapError: what a component refused; WorkFailed for one that has not started after `limit_s`.
         """
-        signatures = {name: [self._signature(name, actor) for actor in pool] for name, pool in self.actors.items()}
+        signatures = {
+            name: [self._signature(name, actor, limit_s) for actor in pool] for name, pool in self.actors.items()
+        }
         return {name: of_pool[0] for name, of_pool in signatures.items()}
 
-    def _signature(self, name: str, actor: Any) -> str:
+    def _signature(self, name: str, actor: Any, limit_s: float) -> str:
         import ray
 
         for attempt in range(1, self.retries + 1):
             try:
-                return str(_patiently(name, actor.ready.remote()))
+                ref = actor.ready.remote()
+                patiently(f"rewards.{name}", partial(_answered, ref), limit_s)
+                return str(ray.get(ref))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
             except ray.exceptions.RayActorError as error:

@@ -29,6 +29,7 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import load_snapshot
 from raycap.recipe import SCSTRecipe
 from raycap.train.scst import generate_lease
+from raycap.train.turns import release_cache
 from raycap.types import Generation, Lease, Rollouts, WeightsId, WeightSnapshot
 
 
@@ -65,14 +66,16 @@ class RolloutActor:
         threads: torch threads; at lag 0 the same number in every process that generates.
         precision: torch's name of the type that it generates in.
         ahead: leases whose rewards may be out while it generates the next.
+        shares_gpu: by turns: memory is given back where no lease is to be had.
     """
 
     def __init__(
         self, name: str, captioner_folder: str, features_folder: str, recipe: SCSTRecipe, pools: RewardPools,
         *, max_length: int, seed: int, threads: int, device: str, precision: str = "float32", ahead: int = 2,
+        shares_gpu: bool = False,
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
-        self.name, self.pools, self.ahead = name, pools, ahead
+        self.name, self.pools, self.ahead, self.shares_gpu, self.device = name, pools, ahead, shares_gpu, device
         self._over = threading.Event()
         self._lost: Exception | None = None
         self._error: RaycapError | None = None
@@ -130,6 +133,8 @@ class RolloutActor:
         marks = [asked, time.perf_counter()]
         self.seconds["wait"] += marks[1] - marks[0]
         if lease is None:
+            if self.shares_gpu:
+                release_cache(self.device)
             return False
         place = (lease.step, lease.number)
         self._held[place] = lease

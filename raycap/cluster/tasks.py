@@ -29,11 +29,16 @@ def connected() -> Any:
         ray.shutdown()
 
 
-def cpu_share(parts: int) -> int:
-    """Whole CPUs of the largest node for each of `parts` equal parts, at least 1: a task fits on one node or waits."""
+def nodes() -> list[dict[str, float]]:
+    """Resources of each node that is alive."""
     import ray
 
-    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def cpu_share(parts: int) -> int:
+    """Whole CPUs of the largest node for each of `parts` equal parts, at least 1: a task fits on one node or waits."""
+    largest = max((node.get("CPU", 0) for node in nodes()), default=1)
     return max(1, int(largest) // parts)
 
 
@@ -46,9 +51,7 @@ def all_cpus() -> int:
 
 def one_node() -> bool:
     """Whether the cluster is one machine."""
-    import ray
-
-    return sum(node["Alive"] for node in ray.nodes()) == 1
+    return len(nodes()) == 1
 
 
 def on(device: str) -> str:

@@ -6,6 +6,7 @@ raised in the driver.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import threading
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.metrics import ray_metrics
+from raycap.cluster.room import PATIENCE_S, LearnersRoom, free_room
 from raycap.cluster.tasks import one_node
 from raycap.errors import RaycapError, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
@@ -120,9 +122,9 @@ def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict
     return run
 
 
-def _in_a_thread(function: Callable[[], Built]) -> Built:
-    """What a function returns or raises. In the main thread Ray Train would answer Ctrl-C itself, by ending everything
-    at once with status 0."""
+def _in_a_thread(function: Callable[[], Built], look: Callable[[], None]) -> Built:
+    """What a function returns or raises; `look` is called now and then. In the main thread Ray Train would answer
+    Ctrl-C itself, by ending everything at once with status 0."""
     made: Future[Built] = Future()
 
     def run() -> None:
@@ -137,6 +139,28 @@ def _in_a_thread(function: Callable[[], Built]) -> Built:
             return made.result(timeout=0.5)
         if made.done():
             return made.result()
+        look()
+
+
+def _telling_when_it_waits() -> Callable[[], None]:
+    """Called now and then: says each minute that the learner finds no room."""
+    room, looked, told = LearnersRoom(), time.monotonic(), 0.0
+
+    def look() -> None:
+        nonlocal looked, told
+        if time.monotonic() - looked < _LOOK_S:
+            return
+        waited, looked = room.waited_s(), time.monotonic()
+        told = min(told, waited)
+        if waited - told >= PATIENCE_S:
+            told = waited
+            print(f"the learner has waited {waited:.0f} s to start; free are {free_room()}", flush=True)
+
+    return look
+
+
+_LOOK_S = 5.0
+_ROUND_S = 60.0  # Ray Train asks for room, anew after each of these (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)
 
 
 def run_train_job(
@@ -153,7 +177,7 @@ def run_train_job(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if one_node():  # where there is no other node, nobody is told that one will go: a process less to start
+    if one_node() and not cluster.autoscaling:  # there is no other node to go: a process less to start
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     scaling = ray.train.ScalingConfig(
         num_workers=cluster.learner_workers,
@@ -167,7 +191,9 @@ def run_train_job(
     run = ray.train.RunConfig(
         name=f"train-{time.time_ns()}",
         storage_path=str(folder / "ray_train"),
-        failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+        failure_config=ray.train.FailureConfig(
+            max_failures=cluster.max_failures, controller_failure_limit=math.ceil(cluster.stall_timeout_s / _ROUND_S)
+        ),
         worker_runtime_env={"env_vars": ALLOCATOR},
     )
     # A rank waits in a collective while another looks at `select`; who waits for rollouts is told by the Exchange.
@@ -175,8 +201,12 @@ def run_train_job(
     trainer = TorchTrainer(_guarded(loop), train_loop_config={**config, "threads": cluster.learner_threads},
                            scaling_config=scaling, run_config=run, torch_config=backend)  # fmt: skip
     try:
-        answer = _in_a_thread(trainer.fit).return_value
+        answer = _in_a_thread(trainer.fit, _telling_when_it_waits()).return_value
     except ray.train.TrainingFailedError as error:
+        if "StartupTimeout" in type(getattr(error, "controller_failure", None)).__name__:
+            raise WorkFailed(f"the learner has not started; free are {free_room()}", key="cluster.stall_timeout_s",
+                             value=cluster.stall_timeout_s,
+                             remedy="ask for less, or raise it where nodes are slow to come") from error  # fmt: skip
         remedy = "run the same command again: it goes on from the last checkpoint"
         what = f"the learner failed: {str(error)[-2000:]}"
         raise WorkFailed(what, key="stage", value=folder.name, remedy=remedy) from error

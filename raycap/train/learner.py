@@ -39,6 +39,7 @@ from raycap.train.optimizing import (
     warmup_linear,
 )
 from raycap.train.step_figures import digest, mean_of, prompts_digest, reward_figures
+from raycap.train.turns import Turns
 from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
 
@@ -94,6 +95,11 @@ class Learner:
     def weights_id(self) -> WeightsId:
         """Identity of the policy now, which generates step `self.step` at lag 0."""
         return WeightsId(self.incarnation, self.step)
+
+    def turns(self, *, shared: bool) -> Turns:
+        """This learner's turns on its GPU, which others share or not."""
+        modules = [] if self.reference is None else [self.reference]
+        return Turns(self.optimizer, self.average.tensors, modules, shared=shared)
 
     def publish(self, into: WeightSnapshot | None = None) -> WeightSnapshot:
         """A copy of the policy now; in the memory of an earlier one that nobody needs any more, when given."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ def train_mle(
     group: Group | None = None,
     control: Control | None = None,
     precision: torch.dtype = torch.float32,
+    leaving: Callable[[], str] = lambda: "",
 ) -> dict[str, Any]:
     """Train until `select` no longer improves, or as the `control` says when given.
 
@@ -71,6 +72,7 @@ def train_mle(
         captioner: trained in place; at the end it holds the last step's weights, the best ones are in the journal.
         labelled: captions that may be read. Each rank takes its share of every batch's images.
         precision: of products; parameters, sums and the optimizer are float32.
+        leaving: after a step, what to say of a machine that will be taken away; a checkpoint is written then.
 
     Returns:
         best_cider, best_step, steps, seconds.
@@ -134,6 +136,10 @@ def train_mle(
         journal.log({**record, "total_steps": total, "seconds": elapsed})
         if due:
             save()
+        if not ended and (notice := leaving()):
+            save()
+            if group.rank == 0:
+                print(f"{notice}; checkpoint of step {step} written, training goes on", flush=True)
         if not ended:
             stop_if_asked(group, journal.stop_asked(), step, save)
     seconds = spent()
