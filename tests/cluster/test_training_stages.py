@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from raycap.cluster import learner_loop, precision, training_stages
+from raycap.cluster import learner_loop, precision, preemption, training_stages
 from raycap.cluster.stages import Run
 from raycap.cluster.training_stages import mle_stage
 from raycap.models.recompute import recompute_blocks
@@ -23,6 +23,7 @@ SHORT = {"epochs": 2, "batch_size": 8, "micro_batch": 10}
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_stages, "run_train_job", lambda loop, config, cluster, folder: loop(config))
     monkeypatch.setattr(training_stages, "training_group", Alone)
+    monkeypatch.setattr(preemption, "_ask_ray_train", lambda: None)  # there is no Ray Train here
 
 
 def trained(run: Run) -> dict[str, torch.Tensor]:
@@ -81,7 +82,7 @@ def test_mle_that_began_in_bfloat16_goes_on_in_it(tiny_run: Any, monkeypatch: py
 
     cut = begin("cut", "bfloat16")
 
-    def breaking(folder: str, group: Any, **options: Any) -> FolderJournal:
+    def breaking(folder: str, group: Any, *, logging: Any, **options: Any) -> FolderJournal:
         return BreakingJournal(Path(folder), breaks_at=4, **options)
 
     with monkeypatch.context() as patched:
