@@ -82,6 +82,7 @@ class Exchange:
         self._doing: dict[tuple[int, int], tuple[str, float]] = {}  # by lease what its holder is at, and since when
         self._gone: set[str] = set()  # workers that were lost; a call of theirs may still be waiting here
         self._moved = time.monotonic()  # when something last got further
+        self._heard: float | None = None  # when the learner last called
         self._failure: RaycapError | None = None
         self._closed = False
         self._changed = asyncio.Condition()
@@ -96,7 +97,7 @@ class Exchange:
             self._opened = self._taken = step
             self._weights_id, self._weights = WeightsId(incarnation, -1), None
             self._closed = False
-            self._moved = time.monotonic()
+            self._moved = self._heard = time.monotonic()
             self._changed.notify_all()
 
     async def publish(self, weights_id: WeightsId, weights: list[Any]) -> bool:
@@ -109,7 +110,8 @@ class Exchange:
             if self._weights_id is None or weights_id.incarnation != self._weights_id.incarnation:
                 self.counts["dropped_weights"] += 1
                 return False
-            self._weights_id, self._weights, self._moved = weights_id, weights, time.monotonic()
+            self._weights_id, self._weights = weights_id, weights
+            self._moved = self._heard = time.monotonic()
             self._forget(weights_id.policy_version)
             last = min(self.total_steps, weights_id.policy_version + self.lag + 1)
             while self._opened < last:
@@ -213,7 +215,7 @@ class Exchange:
         async with self._changed:
             if self._weights_id is None and incarnation is not None:
                 return "unknown"
-            asked = time.monotonic()
+            asked = self._heard = time.monotonic()
             if self._asked != (step, incarnation):  # while the learner was busy nobody waited for anything
                 self._asked, self._moved = (step, incarnation), asked
             while True:
@@ -244,16 +246,20 @@ class Exchange:
                     slot.state = CONSUMED
             return [s.rollouts for s in slots if s.rollouts is not None]
 
-    async def worker_lost(self, worker: str) -> None:
+    async def worker_lost(self, worker: str, suspicious: bool = True) -> None:
         """A worker died: what it held is pending again, as another attempt. What it generated is suspected of having
-        killed it, and quarantined after some deaths; what only waited for its rewards is not."""
+        killed it, and quarantined after some deaths; what only waited for its rewards is not.
+
+        Args:
+            suspicious: False when it was sent home.
+        """
         async with self._changed:
             self._gone.add(worker)
-            self.counts["workers_lost"] += 1
+            self.counts["workers_lost" if suspicious else "workers_sent_home"] += 1
             for key, slot in self._slots.items():
                 if slot.state != LEASED or slot.holder != worker:
                     continue
-                if self._doing.get(key, (GENERATES, 0.0))[0] == GENERATES:
+                if suspicious and self._doing.get(key, (GENERATES, 0.0))[0] == GENERATES:
                     self._give_up(slot, f"worker {worker} died")
                 else:
                     self._redo(slot)
@@ -279,8 +285,9 @@ class Exchange:
             self._changed.notify_all()
 
     async def status(self) -> dict[str, Any]:
-        """Counts for log and terminal."""
+        """Counts for log and terminal. `learner_silent_s`: since the learner last called; None when it never did."""
         return {
+            "learner_silent_s": None if self._heard is None else time.monotonic() - self._heard,
             "states": self._states(),
             "counts": dict(self.counts),
             "quarantined": list(self.quarantined),

@@ -32,7 +32,7 @@ from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, same_step
 from raycap.train.scst import finish_step, first_look, save, summary
 from raycap.train.steering import Steering
-from raycap.train.stopping import anywhere, stop_if_asked
+from raycap.train.stopping import stop_if_asked
 from raycap.train.validation import Validator
 from raycap.whole_file import write_whole
 
@@ -57,6 +57,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
     same_step(group, learner.step)
     learner.standing.collect(state=True)
+    turns = learner.turns(shared=recipe.cluster.collocated)
     started = time.perf_counter()
     error: RaycapError | None = None
     known = False  # by the Exchange: it has this learner's weights
@@ -78,8 +79,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     def stop_where_asked() -> None:
         """Between two steps, and while one is waited for."""
-        if anywhere(journal.save_asked(), group):
-            save_here()
+        journal.save_if_asked(learner.step, save_here)
         why = journal.stop_asked() if group.rank == 0 else ""
         stop_if_asked(group, why, learner.step, save_here)
 
@@ -87,10 +87,13 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         known = bool(_of_rank_0(known, group))
         queue = _queue(exchange, group)
         marks = [time.perf_counter()]
+        turns.rest()
         rollouts = _take(exchange, learner, group, config, error, known, stop_where_asked)
         marks.append(time.perf_counter())
         aside = set_aside(schedule, learner.step, rollouts, group)
+        turns.wake()
         values = learner.update(rollouts)
+        turns.rest()  # others have theirs as soon as these weights are out
         marks.append(time.perf_counter())
         if group.rank == 0:
             try:

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from raycap.cluster.reaching import AWAY_S
-from raycap.cluster.silence import free_room
+from raycap.cluster.room import patiently
 from raycap.errors import RaycapError, RewardStuck, WorkFailed
 from raycap.rewards.context import ContextSpec
 from raycap.rewards.contract import build_component, score_generation
@@ -25,13 +26,15 @@ class RewardWorker:
 
     Args:
         timeout_s: for one batch; a component that takes longer is stuck, its process with it, and ends.
+        shares_gpu: by turns: memory is given back after each batch.
     """
 
     def __init__(
         self, name: str, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int,
-        timeout_s: float = math.inf,
+        timeout_s: float = math.inf, shares_gpu: bool = False,
     ) -> None:  # fmt: skip
         self.name, self.refused, self.timeout_s = name, None, timeout_s
+        self._shared_device = spec.device if shares_gpu else ""
         try:
             self.component = build_component(name, spec.open(), options, source)
         except RaycapError as error:  # raised here, it would reach callers as the death of an actor
@@ -53,7 +56,7 @@ class RewardWorker:
             RewardStuck: it takes longer than `timeout_s`; this process ends right after.
         """
         self.ready()
-        scored = self._scorer.submit(score_generation, self.name, self.component, image_ids, generation)
+        scored = self._scorer.submit(self._score, image_ids, generation)
         try:
             return scored.result(None if math.isinf(self.timeout_s) else self.timeout_s)
         except TimeoutError:
@@ -66,6 +69,15 @@ class RewardWorker:
                               remedy="raise cluster.reward_timeout_s where that is no fault",
                               ) from None  # fmt: skip
 
+    def _score(self, image_ids: Sequence[str], generation: Generation) -> ComponentScores:
+        try:
+            return score_generation(self.name, self.component, image_ids, generation)
+        finally:
+            if self._shared_device == "cuda":  # CIDEr-D and its like need no torch
+                from raycap.train.turns import release_cache
+
+                release_cache(self._shared_device)
+
 
 _LAST_WORDS_S = 1.0
 
@@ -75,35 +87,10 @@ def _take_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)  # of this thread
 
 
-PATIENCE_S, LOOK_S = 60.0, 1.0
-"""After so long without an actor it is said what is waited for, and again each time; how often it is looked up."""
-
-
-def _patiently(name: str, ref: Any, limit_s: float, look: Callable[[], None]) -> Any:
-    """What an actor answers; one that finds no room in the cluster waits for it, and it is said that it does.
-
-    Args:
-        look: called now and then; may raise.
-
-    Raises:
-        WorkFailed: it found no room for `limit_s`.
-    """
+def _answered(ref: Any, wait_s: float) -> bool:
     import ray
 
-    began, said = time.monotonic(), 1
-    while not ray.wait([ref], timeout=min(LOOK_S, PATIENCE_S))[0]:
-        look()
-        waited = time.monotonic() - began
-        if waited > limit_s:
-            raise WorkFailed(f"its actor has not started for {waited:.0f} s; free are {free_room()}",
-                             key=f"rewards.{name}", remedy="look at the actor's log, lower what the other actors "
-                             "take, or raise cluster.stall_timeout_s where more nodes are to come")  # fmt: skip
-        if waited > said * PATIENCE_S:
-            said += 1
-            print(
-                f"rewards.{name} has waited {waited:.0f} s for its actor to start; free are {free_room()}", flush=True
-            )
-    return ray.get(ref)
+    return bool(ray.wait([ref], timeout=wait_s)[0])
 
 
 REPORT_S = 5.0
@@ -151,7 +138,9 @@ class RewardPools:
         began = time.monotonic()
         while True:
             try:
-                return str(_patiently(name, actor.ready.remote(), limit_s, look))
+                ref = actor.ready.remote()
+                patiently(f"rewards.{name}", partial(_answered, ref), limit_s, look)
+                return str(ray.get(ref))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
             except ray.exceptions.RayActorError as error:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import load_snapshot
 from raycap.recipe import SCSTRecipe
 from raycap.train.scst import generate_lease
+from raycap.train.turns import release_cache
 from raycap.types import Generation, Lease, Rollouts, WeightsId, WeightSnapshot
 
 
@@ -62,12 +64,15 @@ class LeaseLoop:
         name: unique among all workers of the run, restarts included; the Exchange knows the worker by it.
         pools: of the reward components.
         ahead: leases whose rewards may be out while the next is generated.
+        rest: called where no lease is to be had.
     """
 
     worker: RolloutWorker
 
-    def __init__(self, name: str, pools: RewardPools, ahead: int) -> None:
-        self.name, self.pools, self.ahead = name, pools, ahead
+    def __init__(
+        self, name: str, pools: RewardPools, ahead: int, rest: Callable[[], None] = lambda: None
+    ) -> None:  # fmt: skip
+        self.name, self.pools, self.ahead, self._rest = name, pools, ahead, rest
         self._over = threading.Event()
         self._lost: Exception | None = None
         self._error: RaycapError | None = None
@@ -117,6 +122,7 @@ class LeaseLoop:
         marks = [asked, time.perf_counter()]
         self.seconds["wait"] += marks[1] - marks[0]
         if lease is None:
+            self._rest()
             return False
         place = (lease.step, lease.number)
         self._held[place] = lease
@@ -211,13 +217,15 @@ class RolloutActor(LeaseLoop):
         captioner_folder, features_folder: on storage that the node sees.
         threads: torch threads; at lag 0 the same number in every process that generates.
         precision: torch's name of the type that it generates in.
+        shares_gpu: by turns: memory is given back where no lease is to be had.
     """
 
     def __init__(
         self, name: str, captioner_folder: str, features_folder: str, recipe: SCSTRecipe, pools: RewardPools,
         *, max_length: int, seed: int, threads: int, device: str, precision: str = "float32", ahead: int = 2,
+        shares_gpu: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(name, pools, ahead)
+        super().__init__(name, pools, ahead, *([partial(release_cache, device)] if shares_gpu else []))
         torch.set_num_threads(threads)
         try:
             # cast before it goes to the device, which then never holds it in float32

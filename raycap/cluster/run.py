@@ -17,12 +17,13 @@ from raycap.cluster.data_stages import (
 )
 from raycap.cluster.evaluate_stage import evaluate_stage
 from raycap.cluster.lineage import check_inputs
+from raycap.cluster.resources import shortage
 from raycap.cluster.signals import stopping_at_signals
 from raycap.cluster.stages import FOR_MEMORY, Run, Stage, clip_identity, trained_clips
 from raycap.cluster.storage import check_places, refuse_stale, working_in
-from raycap.cluster.tasks import connected
+from raycap.cluster.tasks import connected, nodes
 from raycap.cluster.training_stages import mle_continued_stage, mle_stage, scst_stage
-from raycap.errors import Stopped
+from raycap.errors import RecipeError, Stopped
 from raycap.models.preflight import check_models
 from raycap.recipe import Recipe
 from raycap.rewards.contract import check_component
@@ -126,7 +127,7 @@ def run_recipe(recipe: Recipe) -> Run:
     check_models(recipe)
     with working_in(run.folder), connected():
         check_rewards(recipe)
-        warn_of_resources(run)
+        check_room(run)
         check_inputs(run)
         if recipe.rerun != "stale":
             refuse_stale([run.stage_folder(name, seed) for name, seed in todo])
@@ -146,22 +147,27 @@ def check_rewards(recipe: Recipe) -> None:
             check_component(name, reward.options, reward.source)
 
 
-def warn_of_resources(run: Run) -> None:
-    """Say what SCST's actors will wait for; a cluster that grows may still get it, so it is no refusal."""
-    import ray
+def check_room(run: Run) -> None:
+    """What a stage wants at one time and the cluster does not have is refused before anything runs; where nodes may
+    still come (`cluster.autoscaling`) it is said.
 
+    Raises:
+        RecipeError: it does not fit.
+    """
     recipe = run.recipe
-    if "scst" not in recipe.stages:
-        return
-    cluster, there = recipe.cluster, ray.cluster_resources()
-    wanted = cluster.learner_workers * cluster.learner_cpus + cluster.rollout_workers * cluster.rollout_cpus
-    wanted += sum(reward.workers * reward.num_cpus for reward in recipe.rewards.values())
-    for kind, amount in (("CPU", wanted), ("GPU", run.gpus_given)):
-        has = there.get(kind, 0.0)
-        if amount > has:
-            print(f"warning: the actors of scst want {amount:g} {kind}s, the cluster has {has:g}; they wait for more. "
-                  "Where it does not grow, lower cluster.rollout_workers or what cluster.* and rewards.*.num_* ask for",
-                  flush=True)  # fmt: skip
+    for stage in ("scst", "mle", "mle_continued"):
+        short = shortage(nodes(), run.wants(stage)) if stage in recipe.stages else ""
+        if short and not recipe.cluster.autoscaling:
+            raise RecipeError(short, key="stages", value=stage, remedy=_ROOM)
+        if short:
+            print(f"{stage}: {short}; cluster.autoscaling is set, so it begins with what there is room for and waits "
+                  "for more nodes", flush=True)  # fmt: skip
+
+
+_ROOM = (
+    "lower cluster.rollout_workers, rewards.<name>.workers or what cluster.* and rewards.*.num_* ask for; give shares, "
+    "such as cluster.rollout_gpus=0.5; where nodes are still to come, cluster.autoscaling=true"
+)
 
 
 def _run_stage(run: Run, name: str, seed: int) -> None:

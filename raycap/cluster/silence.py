@@ -9,18 +9,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from raycap.cluster.room import free_room
 from raycap.errors import WorkFailed
 
 START_S = 120.0
 """What a process may need to start, beyond what the recipe allows for a step."""
-
-
-def free_room() -> str:
-    """What of the cluster is free, in words."""
-    import ray
-
-    there, free = ray.cluster_resources(), ray.available_resources()
-    return ", ".join(f"{free.get(key, 0.0):g} of {there.get(key, 0.0):g} {key}s" for key in ("CPU", "GPU"))
 
 
 class Silence:

@@ -22,8 +22,6 @@ def connected() -> Any:
         yield ray
         return
     inside_job = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if not inside_job:  # on one machine nobody is told that a node will go: a process less to start
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(**({} if inside_job else {"address": "local", "include_dashboard": False}), log_to_driver=True)
     try:
         yield ray
@@ -31,11 +29,16 @@ def connected() -> Any:
         ray.shutdown()
 
 
-def cpu_share(parts: int) -> int:
-    """Whole CPUs of the largest node for each of `parts` equal parts, at least 1: a task fits on one node or waits."""
+def nodes() -> list[dict[str, float]]:
+    """Resources of each node that is alive."""
     import ray
 
-    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def cpu_share(parts: int) -> int:
+    """Whole CPUs of the largest node for each of `parts` equal parts, at least 1: a task fits on one node or waits."""
+    largest = max((node.get("CPU", 0) for node in nodes()), default=1)
     return max(1, int(largest) // parts)
 
 
@@ -44,6 +47,11 @@ def all_cpus() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def one_node() -> bool:
+    """Whether the cluster is one machine."""
+    return len(nodes()) == 1
 
 
 def on(device: str) -> str:

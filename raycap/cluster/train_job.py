@@ -5,6 +5,7 @@ Ray Train starts the group again after any error; `retrying` says which of them 
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import threading
@@ -17,8 +18,10 @@ from typing import Any, TypeVar
 
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.metrics import ray_metrics
-from raycap.cluster.preemption import notices, watched
+from raycap.cluster.preemption import WATCHER, Notices, watched
+from raycap.cluster.room import PATIENCE_S, LearnersRoom, free_room
 from raycap.cluster.silence import Silence
+from raycap.cluster.tasks import one_node
 from raycap.errors import RaycapError, Stopped, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, LoggingRecipe
@@ -43,6 +46,9 @@ class FollowerJournal(FolderJournal):
 
     def _cut_log(self, step: int) -> None:
         """Rank 0 cuts."""
+
+    def _say(self, text: str) -> None:
+        """Rank 0 says."""
 
     def _tell_of(self, broken: str, why: str, onward: str) -> None:
         """Rank 0 tells."""
@@ -100,7 +106,7 @@ def rank_journal(
     Raises:
         RecipeError: on every rank, when a library that `logging` asks for is not there.
     """
-    notice = notices() if watched else None
+    notice = Notices(group).fresh if watched else None
     if group.rank:
         together(group, None)
         return FollowerJournal(Path(folder), keep=keep, about=about, notice=notice)
@@ -159,6 +165,27 @@ def _in_a_thread(function: Callable[[], Built], look: Callable[[], None]) -> Bui
         look()
 
 
+def _telling_when_it_waits() -> Callable[[], None]:
+    """Called now and then: says each minute that the learner finds no room."""
+    room, looked, told = LearnersRoom(), time.monotonic(), 0.0
+
+    def look() -> None:
+        nonlocal looked, told
+        if time.monotonic() - looked < _LOOK_S:
+            return
+        waited, looked = room.waited_s(), time.monotonic()
+        told = min(told, waited)
+        if waited - told >= PATIENCE_S:
+            told = waited
+            print(f"the learner has waited {waited:.0f} s to start; free are {free_room()}", flush=True)
+
+    return look
+
+
+_LOOK_S = 5.0
+_ROUND_S = 60.0  # Ray Train asks for room, anew after each of these (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)
+
+
 def run_train_job(
     loop: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any], cluster: ClusterRecipe, folder: Path
 ) -> dict[str, Any]:
@@ -173,13 +200,18 @@ def run_train_job(
     import ray.train
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    silence = Silence(folder / "log.jsonl", cluster.stall_timeout_s)
+    silence, tell = Silence(folder / "log.jsonl", cluster.stall_timeout_s), _telling_when_it_waits()
+
+    def look() -> None:
+        tell()
+        silence.look()
+
     lost = 0  # controllers: Ray Train starts ranks again, and nobody starts it
     while True:
         try:
-            answer = _in_a_thread(_trainer(loop, config, cluster, folder).fit, silence.look).return_value
+            answer = _in_a_thread(_trainer(loop, config, cluster, folder).fit, look).return_value
         except ray.train.TrainingFailedError as error:
-            raise _why(error, cluster.max_failures) from error
+            raise _why(error, cluster.max_failures, cluster.stall_timeout_s) from error
         except ray.exceptions.RayActorError as error:
             lost += 1
             if lost > cluster.max_failures:
@@ -199,6 +231,8 @@ def _trainer(
 
     from raycap.cluster.retrying import EndAtOnce
 
+    if one_node() and not cluster.autoscaling:  # there is no other node to go: a process less to start
+        os.environ.setdefault(WATCHER, "0")
     scaling = ray.train.ScalingConfig(
         num_workers=cluster.learner_workers,
         use_gpu=bool(cluster.learner_gpus),
@@ -211,7 +245,9 @@ def _trainer(
     run = ray.train.RunConfig(
         name=f"train-{time.time_ns()}",
         storage_path=str(folder / "ray_train"),
-        failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+        failure_config=ray.train.FailureConfig(
+            max_failures=cluster.max_failures, controller_failure_limit=math.ceil(cluster.stall_timeout_s / _ROUND_S)
+        ),
         worker_runtime_env={"env_vars": ALLOCATOR},
         callbacks=[EndAtOnce()],
     )
@@ -222,11 +258,15 @@ def _trainer(
                         scaling_config=scaling, run_config=run, torch_config=backend)  # fmt: skip
 
 
-def _why(error: Exception, max_failures: int) -> RaycapError:
+def _why(error: Exception, max_failures: int, stall_timeout_s: float) -> RaycapError:
     """What the run ends with when Ray Train gave up."""
     cause = getattr(error, "controller_failure", None)
     if isinstance(cause, RaycapError):
         return cause
+    if "StartupTimeout" in type(cause).__name__:
+        return WorkFailed(f"the learner has not started; free are {free_room()}", key="cluster.stall_timeout_s",
+                          value=stall_timeout_s, remedy="ask for less, or raise it where nodes are slow to come",
+                          )  # fmt: skip
     return _exhausted("the learner failed", error, max_failures)
 
 

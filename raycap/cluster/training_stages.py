@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,14 @@ from raycap.cluster.following import followed
 from raycap.cluster.learner_loop import PROMPTS, scst_loop
 from raycap.cluster.precision import stage_precision
 from raycap.cluster.reaching import reached
+from raycap.cluster.resources import LEARNER, ROLLOUT, Want, count_that_fits
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
+from raycap.cluster.room import LearnersRoom, Seat
 from raycap.cluster.silence import START_S
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
-from raycap.cluster.tasks import on
+from raycap.cluster.tasks import nodes, on
 from raycap.cluster.train_job import built_together, rank_journal, run_train_job, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
@@ -48,7 +51,7 @@ def mle_stage(run: Run, seed: int) -> dict[str, Any]:
     _check_ranks(run)
     config = _mle_config(run, seed, "mle")
     with followed(run.path("mle", seed), "mle"):
-        return run_train_job(_mle_loop, config, _cluster(run, alone=True), run.path("mle", seed))
+        return run_train_job(_mle_loop, config, _alone(run), run.path("mle", seed))
 
 
 def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
         "control": asdict(_control(run, seed, folder)),  # plain: the controller need not import torch for it
     }
     with followed(folder, "mle_continued"):
-        return run_train_job(_mle_loop, config, _cluster(run, alone=True), folder)
+        return run_train_job(_mle_loop, config, _alone(run), folder)
 
 
 def _check_windows(run: Run, seed: int) -> None:
@@ -83,9 +86,9 @@ def _check_ranks(run: Run) -> None:
                           )  # fmt: skip
 
 
-def _cluster(run: Run, *, alone: bool) -> ClusterRecipe:
-    """The recipe's section with the learner's share of the GPUs filled in."""
-    return run.recipe.cluster.model_copy(update={"learner_gpus": run.gpus("learner", alone=alone)})
+def _alone(run: Run) -> ClusterRecipe:
+    """The recipe's section with the GPUs of a learner that has the cluster for itself."""
+    return run.recipe.cluster.model_copy(update={"learner_gpus": run.gpus(LEARNER, alone=True)})
 
 
 CONTROL = "control.json"
@@ -164,17 +167,52 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
 def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     """Self-critical sequence training: Exchange, rollout crew, reward pools, learner."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     recipe, folder = run.recipe, run.path("scst", seed)
     spec = reward_context(run, folder)
     schedule = scst_schedule(run, seed)
     precision = stage_precision(run, "scst", seed)
+    wants = {want.role: want for want in run.wants("scst")}  # once: shares do not change when a node is lost
+    if run.device == "cuda":
+        print("scst            GPUs of each: " + ", ".join(f"{w.role} {w.gpus:g}" for w in wants.values()), flush=True)
+    limit_s = recipe.cluster.stall_timeout_s + START_S
+    with ExitStack() as ends:
+        learner = wants[LEARNER]
+        seat = ends.enter_context(Seat("the learner", [learner.bundle] * learner.count, limit_s))
+        exchange = _exchange(run, seed, schedule)
+        ends.callback(ray.kill, exchange)
+        pools = RewardPools({name: _reward_actors(wants[name], spec, run) for name in recipe.rewards})
+        for actor in (actor for pool in pools.actors.values() for actor in pool):
+            ends.callback(ray.kill, actor)
+        at_once = count_that_fits(nodes(), list(wants.values()), ROLLOUT)
+        start = _rollout_starter(run, seed, pools, wants[ROLLOUT], precision["rollout"])
+        crew = RolloutCrew(start, exchange, recipe.cluster.rollout_workers, at_once=at_once, room=LearnersRoom())
+        ends.enter_context(crew)
+        ready = pools.wait_until_ready(limit_s, partial(stop_before_start, folder))  # while the crew's processes start
+        signatures = reward_signatures(ready, recipe.scst)
+        write_json(folder / "rewards.json", signatures)
+        config = _scst_config(run, seed) | {
+            "exchange": exchange, "device": learner.device, "precision": precision["learner"]
+        }  # fmt: skip
+        cluster = recipe.cluster.model_copy(update={"learner_gpus": learner.gpus})
+        seat.free()
+        with followed(folder, "scst"):
+            results = run_train_job(scst_loop, config, cluster, folder)
+        status = _last_words(exchange)
+        return {**results, "rewards": signatures, "exchange": status, "workers_lost": crew.losses}
+
+
+def _exchange(run: Run, seed: int, schedule: PromptSchedule) -> Any:
+    """The stage's Exchange, as an actor that Ray starts again."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    recipe = run.recipe
     # On the driver's node, which on a cluster is the head: an actor without CPUs would land anywhere, spot nodes too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    prompts = folder / PROMPTS
+    prompts = run.path("scst", seed) / PROMPTS
     write_json(prompts, list(schedule.image_ids))
-    exchange = ray.remote(ExchangeActor).options(
+    return ray.remote(ExchangeActor).options(
         num_cpus=0, max_concurrency=1000, scheduling_strategy=here, max_restarts=-1, max_task_retries=0
     ).remote(
         str(prompts),
@@ -186,39 +224,21 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         lease_timeout_s=recipe.cluster.lease_timeout_s,
         quarantine_after=recipe.cluster.quarantine_after,
     )  # fmt: skip
-    config = {
-        "recipe": recipe,
+
+
+def _scst_config(run: Run, seed: int) -> dict[str, Any]:
+    """What `scst_loop` reads, but for its place on the cluster."""
+    return {
+        "recipe": run.recipe,
         "seed": seed,
-        "device": run.device_of("learner"),
-        "precision": precision["learner"],
-        "exchange": exchange,
         "start": str(run.path("mle", seed) / "best"),
         "features": str(run.path("features", seed) / "captioner"),
-        "folder": str(folder),
+        "folder": str(run.path("scst", seed)),
         "select_references": run.select_references(run.dataset),
         "prepared": str(run.path("prepare", 0)),
-        "labelled": run.labelled_ids(run.dataset) if recipe.scst.mle_weight else [],
+        "labelled": run.labelled_ids(run.dataset) if run.recipe.scst.mle_weight else [],
         "about": run.about("scst", seed),
     }
-    if run.device == "cuda":
-        roles = ["learner", "rollout", *recipe.rewards]
-        print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
-    pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
-    try:
-        with RolloutCrew(
-            _rollout_starter(run, seed, pools, precision["rollout"]), exchange, recipe.cluster.rollout_workers
-        ) as crew:
-            limit_s = recipe.cluster.stall_timeout_s + START_S
-            ready = pools.wait_until_ready(limit_s, partial(stop_before_start, folder))
-            signatures = reward_signatures(ready, recipe.scst)  # while the crew's processes start
-            write_json(folder / "rewards.json", signatures)
-            with followed(folder, "scst"):
-                results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
-            status = _last_words(exchange)
-            return {**results, "rewards": signatures, "exchange": status, "workers_lost": crew.losses}
-    finally:
-        for actor in [exchange, *(a for pool in pools.actors.values() for a in pool)]:
-            ray.kill(actor)
 
 
 def _last_words(exchange: Any) -> dict[str, Any]:
@@ -278,28 +298,30 @@ def scst_schedule(run: Run, seed: int) -> PromptSchedule:
     return schedule
 
 
-def _reward_actors(name: str, spec: ContextSpec, run: Run) -> list[Any]:
+_PLACEMENT = {"PACK": "DEFAULT", "SPREAD": "SPREAD"}  # Ray's names for actors: by default nodes are filled up to half
+
+
+def _actor(kind: type, want: Want, run: Run, **options: Any) -> Any:
+    """A class as an actor of a role."""
     import ray
 
-    reward = run.recipe.rewards[name]
-    kind = ray.remote(RewardWorker).options(
-        num_cpus=reward.num_cpus, num_gpus=run.gpus(name), max_restarts=-1, max_task_retries=0,
-        runtime_env={"env_vars": ALLOCATOR},
+    return ray.remote(kind).options(
+        num_cpus=want.cpus, num_gpus=want.gpus, scheduling_strategy=_PLACEMENT[run.recipe.cluster.placement],
+        runtime_env={"env_vars": ALLOCATOR}, **options,
     )  # fmt: skip
-    spec = replace(spec, device=run.device_of(name))
+
+
+def _reward_actors(want: Want, spec: ContextSpec, run: Run) -> list[Any]:
+    kind = _actor(RewardWorker, want, run, max_restarts=-1, max_task_retries=0)
+    reward, cluster = run.recipe.rewards[want.role], run.recipe.cluster
+    spec = replace(spec, device=want.device)
     # the threads of the reference, which scores where it generates: at lag 0 the last bit may hang on them
-    threads, limit = run.recipe.cluster.rollout_threads, run.recipe.cluster.reward_timeout_s
-    return [kind.remote(name, spec, reward.options, reward.source, threads, limit) for _ in range(reward.workers)]
+    built = (want.role, spec, reward.options, reward.source, cluster.rollout_threads, cluster.reward_timeout_s)
+    return [kind.remote(*built, shares_gpu=cluster.collocated) for _ in range(want.count)]
 
 
-def _rollout_starter(run: Run, seed: int, pools: RewardPools, precision: str) -> Callable[[str], Any]:
-    import ray
-
-    recipe = run.recipe
-    kind = ray.remote(RolloutActor).options(
-        num_cpus=recipe.cluster.rollout_cpus, num_gpus=run.gpus("rollout"), max_restarts=0,
-        runtime_env={"env_vars": ALLOCATOR},
-    )  # fmt: skip
+def _rollout_starter(run: Run, seed: int, pools: RewardPools, want: Want, precision: str) -> Callable[[str], Any]:
+    recipe, kind = run.recipe, _actor(RolloutActor, want, run, max_restarts=0)
 
     def start(name: str) -> Any:
         return kind.remote(
@@ -311,9 +333,10 @@ def _rollout_starter(run: Run, seed: int, pools: RewardPools, precision: str) ->
             max_length=recipe.captioner.max_length,
             seed=seed,
             threads=recipe.cluster.rollout_threads,
-            device=run.device_of("rollout"),
+            device=want.device,
             precision=precision,
             ahead=recipe.cluster.leases_ahead,
+            shares_gpu=recipe.cluster.collocated,
         )
 
     return start

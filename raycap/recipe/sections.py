@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Metric = Literal["bleu", "rouge", "cider", "meteor", "spice", "clipscore", "refcompare"]
 """As `raycap.metrics.score.METRICS` has them: a wrong name is refused before a run and not at its end."""
+
+
+def _whole_above_1(gpus: float | None) -> float | None:
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise ValueError("a process gets a fraction of one GPU, or whole ones")
+    return gpus
+
+
+GPUs = Annotated[float | None, AfterValidator(_whole_above_1)]
 
 
 def _is_bool(value: Any) -> bool:
@@ -226,9 +235,7 @@ class RewardRecipe(Section):
     options: dict[str, Any] = Field({}, description="keyword arguments of the component")
     workers: Positive = Field(1, description="actors in its pool")
     num_cpus: float = Field(0.0, ge=0, description="of each actor")
-    num_gpus: float | None = Field(
-        None, ge=0, description="of each actor; a share for CLIP where there are GPUs when null"
-    )
+    num_gpus: GPUs = Field(None, ge=0, description="of each actor; a share for CLIP where there are GPUs when null")
 
 
 def looks_through_clip(name: str, reward: RewardRecipe) -> bool:
@@ -310,7 +317,7 @@ class LoggingRecipe(Section):
 class ClusterRecipe(Section):
     rollout_workers: Positive = Field(2, description="actors that generate")
     rollout_cpus: float = Field(0.5, ge=0, description="of each rollout worker")
-    rollout_gpus: float | None = Field(
+    rollout_gpus: GPUs = Field(
         None, ge=0, description="of each rollout worker (fractions share a GPU); an equal share when null; 0: CPU"
     )
     rollout_threads: Positive = Field(
@@ -322,8 +329,18 @@ class ClusterRecipe(Section):
         "one is refused); none: all of them"
     )  # fmt: skip
     learner_cpus: float = Field(0.5, gt=0, description="of each rank")
-    learner_gpus: float | None = Field(None, ge=0, description="of each rank; an equal share when null; 0: CPU")
+    learner_gpus: GPUs = Field(None, ge=0, description="of each rank; an equal share when null; 0: CPU")
     learner_threads: Positive = Field(2, description="torch threads of a rank, and of learning in one process")
+    collocated: bool = Field(
+        False, description="one GPU shared by turns: everybody gets an equal fraction of it, and gives memory back "
+        "while others have their turn; needs scst.max_policy_lag=0"
+    )  # fmt: skip
+    placement: Literal["PACK", "SPREAD"] = Field(
+        "PACK", description="of rollout and reward actors: on few nodes, or evenly over all of them"
+    )
+    autoscaling: bool = Field(
+        False, description="nodes may still come: what does not fit is waited for, instead of refused at the start"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of products; bfloat16 is used where a measurement at the start says that it is faster"
     )

@@ -116,6 +116,28 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_collocated(self) -> Recipe:
+        """Who shares one GPU by turns cannot work while another one does, nor have more of it than others."""
+        cluster = self.cluster
+        if not cluster.collocated:
+            return self
+        if self.scst.max_policy_lag:
+            raise ValueError(
+                f"cluster.collocated needs scst.max_policy_lag = 0, and it is {self.scst.max_policy_lag}: ahead of the "
+                "learner nobody has a turn"
+            )
+        if cluster.learner_workers > 1:
+            raise ValueError(
+                f"cluster.learner_workers = {cluster.learner_workers}, but cluster.collocated is for one GPU"
+            )
+        given = {"cluster.rollout_gpus": cluster.rollout_gpus, "cluster.learner_gpus": cluster.learner_gpus}
+        given |= {f"rewards.{name}.num_gpus": reward.num_gpus for name, reward in self.rewards.items()}
+        for key, gpus in given.items():
+            if gpus:
+                raise ValueError(f"{key} = {gpus:g}: cluster.collocated gives equal fractions; null or 0 (CPU)")
+        return self
+
+    @model_validator(mode="after")
     def _check_stages(self) -> Recipe:
         order = [stage for stage in get_args(Stage) if stage in self.stages]
         if self.stages != order:

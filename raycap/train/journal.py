@@ -35,7 +35,7 @@ class Journal(Protocol):
     def save(self, step: int, captioner: PrefixCaptioner, state: Mapping[str, Any]) -> None: ...
     def save_best(self, captioner: PrefixCaptioner, about: Mapping[str, Any]) -> None: ...
     def restore(self) -> tuple[Path, dict[str, Any]] | None: ...
-    def save_asked(self) -> bool: ...
+    def save_if_asked(self, step: int, save: Callable[[], None]) -> None: ...
     def stop_asked(self) -> str: ...
 
 
@@ -47,7 +47,8 @@ class FolderJournal:
         keep: newest checkpoints that are kept.
         watch: called with every record that is logged (progress display).
         about: goes into every captioner that is saved.
-        notice: whether a checkpoint is wanted before its time; asked after every step, by all ranks.
+        notice: why a checkpoint is wanted before its time, empty when it is not; asked after every step, by all ranks,
+            who hear the same.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class FolderJournal:
         keep: int = 2,
         watch: Callable[[Mapping[str, Any]], None] | None = None,
         about: Mapping[str, Any] | None = None,
-        notice: Callable[[], bool] | None = None,
+        notice: Callable[[], str] | None = None,
     ) -> None:
-        self._notice = notice or (lambda: False)
+        self._notice = notice or (lambda: "")
         self.folder, self.keep, self.about = folder, keep, dict(about or {})
         self._watch = watch or (lambda record: None)
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,9 +102,14 @@ class FolderJournal:
         with self._writing("the best captioner"):
             save_captioner(self.folder / "best", captioner, {**self.about, **about})
 
-    def save_asked(self) -> bool:
-        """Whether a checkpoint is wanted now: the machine is about to go."""
-        return self._notice()
+    def save_if_asked(self, step: int, save: Callable[[], None]) -> None:
+        """A checkpoint before its time, where the machine is about to go. All ranks ask."""
+        if why := self._notice():
+            save()
+            self._say(f"{why}; checkpoint of step {step} written, training goes on")
+
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
 
     def stop_asked(self) -> str:
         """Why somebody wants the stage to stop; empty when nobody does."""

@@ -40,6 +40,7 @@ from raycap.train.optimizing import (
 from raycap.train.sharding import idle_pass
 from raycap.train.standing import Standing
 from raycap.train.step_figures import Sums, digest, mean_of, prompts_digest, reward_figures
+from raycap.train.turns import Turns
 from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
 
@@ -105,6 +106,11 @@ class Learner:
     def due(self) -> bool:
         """Whether a look at `select` and a checkpoint follow the step that was just done."""
         return self.step % self.recipe.select_every == 0 or self.step == self.recipe.steps
+
+    def turns(self, *, shared: bool) -> Turns:
+        """This learner's turns on its GPU, which others share or not."""
+        modules = [] if self.reference is None else [self.reference]
+        return Turns(self.optimizer, self.average.tensors, modules, shared=shared)
 
     def publish(self, into: WeightSnapshot | None = None) -> WeightSnapshot:
         """A copy of the policy now; in the memory of an earlier one that nobody needs any more, when given."""

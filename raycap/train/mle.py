@@ -29,7 +29,7 @@ from raycap.train.resuming import load_training_state, same_step, training_state
 from raycap.train.seeding import DROPOUT, seed_torch
 from raycap.train.sharding import idle_pass
 from raycap.train.standing import Standing
-from raycap.train.stopping import anywhere, stop_if_asked
+from raycap.train.stopping import stop_if_asked
 from raycap.train.validation import BestKeeper, Validator
 from raycap.train.views import training_views
 from raycap.whole_file import write_whole
@@ -144,8 +144,7 @@ def train_mle(
         if due:
             save()
         if not ended:
-            if anywhere(journal.save_asked(), group):
-                save()
+            journal.save_if_asked(step, save)
             stop_if_asked(group, journal.stop_asked(), step, save)
     seconds = spent()
     return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}

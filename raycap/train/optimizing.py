@@ -137,6 +137,11 @@ class Average:
         self._live: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self._mean = [p.detach().clone() for p in self._live] if decay else []
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The averages, of each trainable parameter in turn; empty without any. They may be moved."""
+        return self._mean
+
     @torch.no_grad()
     def update(self) -> None:
         if not self.decay:

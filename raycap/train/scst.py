@@ -69,8 +69,10 @@ def train_scst(
     if learner.step == 0:
         torch.set_num_threads(cluster.learner_threads)
         first_look(learner, validator, steering, journal)
+    turns = learner.turns(shared=cluster.collocated)
     while learner.step < recipe.steps:
         rollouts = []
+        turns.rest()
         torch.set_num_threads(cluster.rollout_threads)
         refresh(actor, captioner)
         for lease in schedule.leases(learner.step):
@@ -78,6 +80,7 @@ def train_scst(
             scores = {name: score_generation(name, c, lease.image_ids, generation) for name, c in components.items()}
             rollouts.append(Rollouts(lease, learner.weights_id, generation, scores))
         torch.set_num_threads(cluster.learner_threads)
+        turns.wake()
         values = learner.update(rollouts)
         elapsed = seconds + time.perf_counter() - started
         finish_step(learner, values, validator, steering, journal, elapsed)

@@ -45,11 +45,6 @@ def stop_before_start(folder: Path) -> None:
         raise Stopped(f"stopped before it learned anything: {why}", remedy="the same command goes on from there")
 
 
-def anywhere(asked: bool, group: Group) -> bool:
-    """Whether something was asked of any rank."""
-    return bool(group.sum_values([float(asked)])[0])
-
-
 def stop_if_asked(group: Group, why: str, step: int, save: Callable[[], None]) -> None:
     """After a step: whether to go on. All ranks end together.
 

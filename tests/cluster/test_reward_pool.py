@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycap.cluster import reward_pool, training_stages
+from raycap.cluster import reward_pool, room, training_stages
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.run import run_recipe
 from raycap.errors import RewardError, RewardStuck, WorkFailed
@@ -223,10 +223,11 @@ def test_an_actor_that_is_slow_to_start_is_spoken_of(
             time.sleep(1.0)
             return "signature"
 
-    monkeypatch.setattr(reward_pool, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(room, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(room, "_POLL_S", 0.2)
     actor = ray_session.remote(Slow).options(num_cpus=0).remote()
     assert RewardPools({"mine": [actor]}).wait_until_ready() == {"mine": "signature"}
     ray_session.kill(actor)
     said = capsys.readouterr().out
-    assert "rewards.mine has waited 0 s for its actor to start; free are" in said
+    assert "rewards.mine has waited 0 s to start; free are" in said
     assert f"of {ray_session.cluster_resources()['CPU']:g} CPUs" in said

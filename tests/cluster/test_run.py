@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from raycap.cluster.data_stages import missing_clips, used_clips
 from raycap.cluster.following import followed
-from raycap.cluster.run import STAGES, run_recipe, warn_of_resources
+from raycap.cluster.run import STAGES, check_room, run_recipe
 from raycap.cluster.stages import Run
 from raycap.cluster.training_stages import mle_stage, reward_signatures, scst_schedule
 from raycap.data.features import FeatureStore
@@ -178,21 +178,26 @@ def test_a_clip_that_another_reward_asks_for_later_is_trained_then(finished: Run
     assert (finished.path("clip", 0) / "judge" / "clip.json").stat().st_mtime_ns == before
 
 
-def test_actors_that_find_no_room_are_told_of(
-    ray_session: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    ray_session: Any, tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = ray_session.cluster_resources()["CPU"]
-    for workers, warned in ((2, False), (9, True)):
-        cluster = {"rollout_workers": workers, "rollout_cpus": there / 4}
-        warn_of_resources(Run(recipe_of(tmp_path, ["scst"], cluster=cluster), STAGES))
-        said = capsys.readouterr().out
-        assert ("warning: the actors of scst want" in said) == warned
-    assert f"the cluster has {there:g}" in said
-    warn_of_resources(Run(recipe_of(tmp_path, ["mle"], cluster=cluster), STAGES))
+    cluster = {"rollout_workers": 9, "rollout_cpus": there / 4}
+    run = tiny_run("large", cluster=cluster)
+    short = "needs 9.1 CPUs, the cluster has 4: learner 1 x 0.1, rollout 9 x 1"
+    with pytest.raises(RecipeError) as refused:
+        run_recipe(run.recipe)
+    assert str(refused.value).startswith(f"stages = 'scst': {short} (lower cluster.rollout_workers")
+    assert refused.value.exit_code == 2
+    assert not run.path("scst", 0).exists()
+    check_room(Run(recipe_of(tmp_path, ["scst"], cluster={**cluster, "rollout_workers": 3}), STAGES))
+    check_room(Run(recipe_of(tmp_path, ["mle"], cluster=cluster), STAGES))
     assert not capsys.readouterr().out, "nothing of it runs"
+    check_room(Run(recipe_of(tmp_path, ["scst"], cluster={**cluster, "autoscaling": True}), STAGES))
+    assert capsys.readouterr().out.startswith(f"scst: {short}; cluster.autoscaling is set")
     gpus = {"device": "cuda", "cluster": {"learner_gpus": 0, "rollout_gpus": 0.5}}
-    warn_of_resources(Run(recipe_of(tmp_path, ["scst"], **gpus), STAGES))
-    assert "want 1 GPUs, the cluster has 0" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match=r"needs 1 GPUs, the cluster has 0: rollout 2 x 0\.5"):
+        check_room(Run(recipe_of(tmp_path, ["scst"], **gpus), STAGES))
 
 
 def test_signatures_say_what_was_rewarded_against_what() -> None:

@@ -424,7 +424,7 @@ def test_weights_of_a_package_that_is_not_there_are_missed_before_anything_start
         (9, {}, {"learner": 1, "rollout": 1, "cider": 0, "clip": 1}),
         (1, {"learner_gpus": 0.5}, {"learner": 0.5, "rollout": 0.16, "cider": 0, "clip": 0.16}),
         (1, {"rollout_gpus": 0}, {"learner": 0.5, "rollout": 0, "cider": 0, "clip": 0.5}),
-        (4, {"learner_workers": 3}, {"learner": 0.66, "rollout": 0.66, "cider": 0, "clip": 0.66}),
+        (4, {"learner_workers": 3}, {"learner": 0.5, "rollout": 0.5, "cider": 0, "clip": 0.5}),
     ],
 )
 def test_gpus_of_the_cluster_are_shared_among_those_that_want_one(
@@ -432,7 +432,9 @@ def test_gpus_of_the_cluster_are_shared_among_those_that_want_one(
 ) -> None:
     """With two rollout workers; the driver's own node has no GPU, which decides nothing."""
     monkeypatch.setattr("ray.is_initialized", lambda: True)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8, "GPU": total} if total else {"CPU": 8})
+    there = {"CPU": 8.0, "GPU": total} if total else {"CPU": 8.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
     clips = {"reward": {"model": "raycap-scenes-reward"}}
     run = Run(recipe_of(tmp_path, ["scst"], clip=clips, rewards={"cider": {}, "clip": {}}, cluster=overrides), STAGES)
     assert {role: run.gpus(role) for role in shares} == pytest.approx(shares)
@@ -441,12 +443,13 @@ def test_gpus_of_the_cluster_are_shared_among_those_that_want_one(
     used = shares["learner"] * workers + 2 * shares["rollout"] + shares["clip"]
     assert used <= total, "more is asked for than there is: somebody would wait for ever"
     if total and "learner_gpus" not in overrides:
-        assert run.gpus("learner", alone=True) == min(1, int(100 * total / workers) / 100)
+        assert run.gpus("learner", alone=True) == 1
 
 
 def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"GPU": 1.0}}])
     run = Run(recipe_of(tmp_path, ["scst"], cluster={"learner_gpus": 1}), STAGES)
     with pytest.raises(RecipeError, match="rollout's GPUs"):
         run.gpus("rollout")

@@ -18,9 +18,11 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import WordTokenizer
 from raycap.recipe import ClusterRecipe, RewardRecipe, SCSTRecipe
 from raycap.rewards.mix import Mix
+from raycap.train import learner
 from raycap.train.journal import FolderJournal, Journal, read_log
 from raycap.train.prompts import PromptSchedule
 from raycap.train.scst import far_below_greedy, generate_lease, train_scst
+from raycap.train.turns import Turns
 from raycap.train.validation import Validator
 from raycap.types import CaptionBatch, Lease, Prompt
 from tests.conftest import TinyData
@@ -57,11 +59,12 @@ Train = Callable[..., dict[str, Any]]
 @pytest.fixture
 def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterRecipe) -> Train:
     """train(journal, captioner=new, component=Bandit(), looks=None, max_length=6, seed=0, reward={}, precision={},
-    **recipe)."""
+    cluster={}, **recipe)."""
 
     def run(
         journal: Journal, captioner: PrefixCaptioner | None = None, component: Any = None, looks: Any = None,
-        max_length: int = 6, seed: int = 0, reward: Any = None, precision: Any = None, **given: Any,
+        max_length: int = 6, seed: int = 0, reward: Any = None, precision: Any = None,
+        cluster: Any = None, **given: Any,
     ) -> dict[str, Any]:  # fmt: skip
         values = {"steps": 6, "batch_size": 6, "lease_size": 4, "num_samples": 3, "lr": 1e-3, "select_every": 2}
         recipe = SCSTRecipe(**{**values, "collapse_share": 0, **given})
@@ -71,8 +74,9 @@ def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterReci
         )
         validator: Any = looks or Validator(dict.fromkeys(tiny.select, ("one two", "three")), tiny.grid, max_length=6)
         mix = Mix({"bandit": RewardRecipe(**(reward or {}))}, recipe.steps)
+        where = one_thread.model_copy(update=cluster or {})
         return train_scst(
-            captioner, schedule, tiny.grid, {"bandit": component or Bandit()}, mix, validator, recipe, one_thread,
+            captioner, schedule, tiny.grid, {"bandit": component or Bandit()}, mix, validator, recipe, where,
             max_length=max_length, seed=seed, journal=journal, **(precision or {}),
         )  # fmt: skip
 
@@ -164,6 +168,34 @@ def test_learning_and_generating_have_a_type_each(train: Train, tmp_path: Path) 
     assert min(first[name]["ratio_max_error"] for name in half) > 1e-3
     assert first["learner"]["rollouts"] == first["neither"]["rollouts"]
     assert first["learner"]["grad_norm"] != first["neither"]["grad_norm"]
+
+
+class Forgetful(Turns):
+    """Its rest takes all that moves away for real: what is used meanwhile is not a number."""
+
+    kept: Sequence[torch.Tensor] = ()
+
+    def _move(self, device: torch.device) -> None:
+        tensors = [state[name] for state, name in self._away] + self.averages
+        if not self._resting:
+            self.kept = [tensor.clone() for tensor in tensors]
+            for tensor in tensors:
+                tensor.fill_(math.nan)
+        for tensor, value in zip(tensors, self.kept if self._resting else tensors, strict=True):
+            tensor.copy_(value)
+
+
+def test_a_gpu_shared_by_turns_changes_nothing(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: Any, assert_same_run: Any
+) -> None:
+    """Interrupted or not; with everything that moves: optimizer, averages, the policy that the KL is measured to."""
+    options: dict[str, Any] = {"ema": 0.5, "kl_weight": 0.1}
+    train(FolderJournal(tmp_path / "apart"), **options)
+    monkeypatch.setattr(learner, "Turns", Forgetful)
+    options["cluster"] = {"collocated": True}
+    interrupted(lambda journal: train(journal, **options), tmp_path / "turns", at=5)
+    train(FolderJournal(tmp_path / "turns"), **options)
+    assert_same_run(tmp_path / "apart", tmp_path / "turns")
 
 
 def test_a_weight_of_0_teaches_nothing(train: Train, tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Room in the cluster: waiting for it with words and an end, and keeping the learner's while others take theirs.
+
+Rollout and reward actors are placed one by one, and the learner's ranks by Ray Train in a placement group of its own
+(docs/architecture.md, "Who gets room first").
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from raycap.errors import WorkFailed
+
+PATIENCE_S = 60.0
+"""After so long without room it is said what is waited for, and again each time."""
+_POLL_S = 1.0  # a signal is handled between two looks
+
+
+def free_room() -> str:
+    """What the cluster has that nobody uses, in words."""
+    import ray
+
+    there, free = ray.cluster_resources(), ray.available_resources()
+    return ", ".join(f"{free.get(kind, 0.0):g} of {there.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU"))
+
+
+def patiently(
+    who: str, there: Callable[[float], bool], limit_s: float, look: Callable[[], None] = lambda: None
+) -> None:
+    """Wait until something has found room in the cluster and is there.
+
+    Args:
+        who: is waited for.
+        there: waits for it so many seconds; whether it is there.
+        look: called now and then; may raise, to wait no longer.
+
+    Raises:
+        WorkFailed: it is not after `limit_s`.
+    """
+    began = told = time.monotonic()
+    while not there(_POLL_S):
+        look()
+        now = time.monotonic()
+        if now - began > limit_s:
+            raise WorkFailed(f"{who} has not started; free are {free_room()}", key="cluster.stall_timeout_s",
+                             value=limit_s, remedy="ask for less, or raise it where nodes are slow to come",
+                             )  # fmt: skip
+        if now - told >= PATIENCE_S:
+            told = now
+            print(f"{who} has waited {now - began:.0f} s to start; free are {free_room()}", flush=True)
+
+
+class Seat:
+    """Room that is kept for the learner while reward actors take theirs: a placement group that nobody sits in.
+
+    Without it, actors that are spread over the nodes leave half a GPU free on each, and a learner that wants a whole
+    one waits for ever.
+    """
+
+    def __init__(self, who: str, bundles: Sequence[Mapping[str, float]], limit_s: float) -> None:
+        self.who, self.bundles, self.limit_s = who, [dict(bundle) for bundle in bundles], limit_s
+        self._group: Any = None
+
+    def __enter__(self) -> Seat:
+        """
+        Raises:
+            WorkFailed: there is no room within `limit_s`.
+        """
+        from ray.util.placement_group import placement_group
+
+        self._group = placement_group(self.bundles, strategy="PACK")
+        try:
+            patiently(self.who, self._group.wait, self.limit_s)
+        except BaseException:
+            self.free()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.free()
+
+    def free(self) -> None:
+        """Give the room up, for whom it was kept."""
+        from ray.util.placement_group import remove_placement_group
+
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+
+def unplaced_groups() -> bool:
+    """Whether a placement group of this job finds no room. Once its seat is given up that is Ray Train's, of a learner
+    that starts, or starts again."""
+    import ray
+    from ray.util.placement_group import placement_group_table
+
+    job = ray.get_runtime_context().get_job_id()  # the end of the ids of all that it makes
+    groups: dict[str, Any] = placement_group_table()
+    return any(name.endswith(job) and group["state"] == "PENDING" for name, group in groups.items())
+
+
+class LearnersRoom:
+    """For how long the learner's worker group has found no room.
+
+    Args:
+        unplaced: whether it finds none now.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, unplaced: Callable[[], bool] = unplaced_groups, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._unplaced, self._clock = unplaced, clock
+        self._since: float | None = None
+        self._placed = 0
+
+    def waited_s(self) -> float:
+        """0 when it does not wait, and has not at the look before: Ray Train gives its group up after a minute, and
+        asks for another one."""
+        now = self._clock()
+        self._placed = 0 if self._unplaced() else self._placed + 1
+        if self._placed > 1:
+            self._since = None
+        elif not self._placed and self._since is None:
+            self._since = now
+        return 0.0 if self._since is None else now - self._since
