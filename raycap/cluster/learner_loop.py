@@ -47,7 +47,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     """
     recipe: Recipe = config["recipe"]
     exchange = config["exchange"]
-    group = training_group(recipe.cluster)
+    group = training_group(recipe.cluster, config["device"])
     journal = rank_journal(
         config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging,
         watched=config.get("watched", False),
@@ -133,7 +133,7 @@ def _set_up(config: dict[str, Any], journal: Journal, group: Group) -> tuple[Lea
 
     recipe: Recipe = config["recipe"]
     features = FeatureStore.open(Path(config["features"]))
-    captioner = load_captioner(Path(config["start"])).to(on(config["device"]))
+    captioner = load_captioner(Path(config["start"])).to(group.starts_on(on(config["device"])))
     mix = Mix(recipe.rewards, recipe.scst.steps)
     if recipe.cluster.learner_recompute:
         recompute_blocks(captioner)

@@ -54,8 +54,8 @@ class FollowerJournal(FolderJournal):
         """Rank 0 tells."""
 
 
-def training_group(cluster: ClusterRecipe) -> Group:
-    """The ranks of this Ray Train job, who hold what learns as the recipe says."""
+def training_group(cluster: ClusterRecipe, device: str) -> Group:
+    """The ranks of this Ray Train job, who hold what learns on their devices as the recipe says."""
     import ray.train
 
     if ray.train.get_context().get_world_size() == 1:
@@ -63,7 +63,7 @@ def training_group(cluster: ClusterRecipe) -> Group:
     from raycap.train.group import DistributedGroup
     from raycap.train.sharding import ShardingGroup
 
-    return ShardingGroup() if cluster.learner_sharding == "fsdp" else DistributedGroup()
+    return ShardingGroup(device) if cluster.learner_sharding == "fsdp" else DistributedGroup()
 
 
 def together(group: Group, error: RaycapError | None) -> None:

@@ -131,7 +131,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
     recipe: Recipe = config["recipe"]
     dataset = PreparedDataset.open(config["prepared"])
     captions = {image_id: dataset.references(image_id) for image_id in config["labelled"]}
-    group = training_group(recipe.cluster)
+    group = training_group(recipe.cluster, config["device"])
 
     def set_up() -> tuple[FeatureStore, PrefixCaptioner]:
         features = FeatureStore.open(Path(config["features"]))
@@ -141,7 +141,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
             made = new_captioner(recipe.captioner, features.shape, captions, seed=config["seed"])
         if recipe.cluster.learner_recompute:
             recompute_blocks(made)
-        return features, made.to(on(config["device"]))
+        return features, made.to(group.starts_on(on(config["device"])))
 
     features, captioner = built_together(group, set_up)
     features.warm(views=recipe.mle.views)

@@ -28,6 +28,10 @@ class Group(Protocol):
     def sum_values(self, values: list[float]) -> list[float]: ...
     def gather_texts(self, text: str) -> list[str]: ...
 
+    def starts_on(self, device: str) -> str:
+        """Where a captioner that is to learn on a device is put before it is held."""
+        ...
+
     def shown(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
         """What others will see of a captioner that is not held yet: itself, or on rank 0 a copy of its own."""
         ...
@@ -43,6 +47,9 @@ class Group(Protocol):
 
 class Whole:
     """Every rank has all of the captioner, and none needs the others while it computes."""
+
+    def starts_on(self, device: str) -> str:
+        return device
 
     def shown(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
         return captioner

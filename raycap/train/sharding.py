@@ -28,17 +28,26 @@ METHODS = ("encode", "score", "score_with_entropy")
 
 
 class ShardingGroup(DistributedGroup):
-    """The default process group; each rank holds its share of what learns, rank 0 a plain copy to show beside it."""
+    """The default process group; each rank holds its share of what learns, rank 0 a plain copy to show beside it.
+
+    Args:
+        device: of the shards.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self.kind = torch.device(device).type
+
+    def starts_on(self, device: str) -> str:
+        """On the CPU: block by block it is moved and cut, and never whole where there is little room."""
+        return "cpu"
 
     def shown(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
-        """On rank 0 a copy on the CPU: only now and then does it take room where there is little."""
-        if self.rank:
-            return captioner
-        apart = {id(p): nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in captioner.parameters()}
-        return copy.deepcopy(captioner, apart).cpu()
+        """On rank 0 a copy, on the CPU too."""
+        return captioner if self.rank else copy.deepcopy(captioner)
 
     def hold(self, captioner: PrefixCaptioner) -> None:
-        shard(captioner)
+        shard(captioner, self.kind)
 
     def idle_passes(self, mine: int) -> int:
         made = self.sum_values([float(mine * (rank == self.rank)) for rank in range(self.size)])
@@ -51,9 +60,9 @@ class ShardingGroup(DistributedGroup):
                 parameter.grad = torch.zeros_like(parameter)
 
 
-def shard(captioner: PrefixCaptioner) -> None:
-    """Cut a captioner up in place among the ranks of the default process group: the blocks of its LM one by one, the
-    rest together. What each rank has of it must be equal beforehand.
+def shard(captioner: PrefixCaptioner, kind: str) -> None:
+    """Cut a captioner up in place among the ranks of the default process group, on devices of a kind: the blocks of its
+    LM one by one, the rest together. What each rank has of it must be equal beforehand.
 
     Gradients come out summed over ranks and not averaged: losses are divided by whole-step counts.
 
@@ -71,7 +80,7 @@ def shard(captioner: PrefixCaptioner) -> None:
         raise RecipeError(f"this LM {what}", key="cluster.learner_sharding", value="fsdp", remedy="set it to none")
     # `encode` may return a view. Nobody writes into it.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
-    mesh = init_device_mesh(next(captioner.parameters()).device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(kind, (dist.get_world_size(),))
     for module in (*blocks, captioner):
         fully_shard(module, mesh=mesh)
     for module in captioner.modules():

@@ -22,7 +22,7 @@ SHORT = {"epochs": 2, "batch_size": 8, "micro_batch": 10}
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_stages, "run_train_job", lambda loop, config, cluster, folder: loop(config))
-    monkeypatch.setattr(training_stages, "training_group", lambda cluster: Alone())
+    monkeypatch.setattr(training_stages, "training_group", lambda *_: Alone())
 
 
 def trained(run: Run) -> dict[str, torch.Tensor]:
