@@ -49,9 +49,8 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     exchange = config["exchange"]
     group = training_group()
     journal = rank_journal(
-        config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging,
-        watched=config.get("watched", False),
-    )  # fmt: skip
+        config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging
+    )
     schedule = _schedule(config)
     learner, steering, seconds = built_together(group, lambda: _set_up(config, journal, group))
     validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
@@ -73,11 +72,8 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     def stop_where_asked() -> None:
         """Between two steps, and while one is waited for."""
-        checkpoint = partial(save, learner, steering, journal, elapsed)
-        if journal.save_asked():
-            checkpoint()
         why = journal.stop_asked() if group.rank == 0 else ""
-        stop_if_asked(group, why, learner.step, checkpoint)
+        stop_if_asked(group, why, learner.step, partial(save, learner, steering, journal, elapsed))
 
     while learner.step < recipe.scst.steps:
         known = bool(_of_rank_0(known, group))

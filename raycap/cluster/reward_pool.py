@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from raycap.cluster.reaching import AWAY_S
-from raycap.cluster.silence import free_room
 from raycap.errors import RaycapError, RewardStuck, WorkFailed
 from raycap.rewards.context import ContextSpec
 from raycap.rewards.contract import build_component, score_generation
@@ -79,30 +78,20 @@ PATIENCE_S, LOOK_S = 60.0, 1.0
 """After so long without an actor it is said what is waited for, and again each time; how often it is looked up."""
 
 
-def _patiently(name: str, ref: Any, limit_s: float, look: Callable[[], None]) -> Any:
-    """What an actor answers; one that finds no room in the cluster waits for it, and it is said that it does.
-
-    Args:
-        look: called now and then; may raise.
-
-    Raises:
-        WorkFailed: it found no room for `limit_s`.
-    """
+def _patiently(name: str, ref: Any, look: Callable[[], None]) -> Any:
+    """What an actor answers; one that finds no room in the cluster waits for it, and it is said that it does."""
     import ray
 
-    began, said = time.monotonic(), 1
+    waited, said = 0.0, 1
     while not ray.wait([ref], timeout=min(LOOK_S, PATIENCE_S))[0]:
         look()
-        waited = time.monotonic() - began
-        if waited > limit_s:
-            raise WorkFailed(f"its actor has not started for {waited:.0f} s; free are {free_room()}",
-                             key=f"rewards.{name}", remedy="look at the actor's log, lower what the other actors "
-                             "take, or raise cluster.stall_timeout_s where more nodes are to come")  # fmt: skip
-        if waited > said * PATIENCE_S:
-            said += 1
-            print(
-                f"rewards.{name} has waited {waited:.0f} s for its actor to start; free are {free_room()}", flush=True
-            )
+        waited += min(LOOK_S, PATIENCE_S)
+        if waited < said * PATIENCE_S:
+            continue
+        said += 1
+        there, free = ray.cluster_resources(), ray.available_resources()
+        room = ", ".join(f"{free.get(key, 0.0):g} of {there.get(key, 0.0):g} {key}s" for key in ("CPU", "GPU"))
+        print(f"rewards.{name} has waited {waited:.0f} s for its actor to start; free are {room}", flush=True)
     return ray.get(ref)
 
 
@@ -130,28 +119,27 @@ class RewardPools:
         """Of the components."""
         return list(self.actors)
 
-    def wait_until_ready(self, limit_s: float = math.inf, look: Callable[[], None] = lambda: None) -> dict[str, str]:
+    def wait_until_ready(self, look: Callable[[], None] = lambda: None) -> dict[str, str]:
         """Signatures by component, once every actor has built its own.
 
         Args:
-            limit_s: for each actor.
             look: called now and then; may raise, to wait no longer.
 
         Raises:
-            RaycapError: what a component refused; WorkFailed when an actor finds no room, or cannot start.
+            RaycapError: what a component refused.
         """
         signatures = {
-            name: [self._signature(name, actor, limit_s, look) for actor in pool] for name, pool in self.actors.items()
+            name: [self._signature(name, actor, look) for actor in pool] for name, pool in self.actors.items()
         }
         return {name: of_pool[0] for name, of_pool in signatures.items()}
 
-    def _signature(self, name: str, actor: Any, limit_s: float, look: Callable[[], None]) -> str:
+    def _signature(self, name: str, actor: Any, look: Callable[[], None]) -> str:
         import ray
 
         began = time.monotonic()
         while True:
             try:
-                return str(_patiently(name, actor.ready.remote(), limit_s, look))
+                return str(_patiently(name, actor.ready.remote(), look))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
             except ray.exceptions.RayActorError as error:
@@ -221,6 +209,7 @@ class RewardPools:
             if isinstance(error.cause, RewardStuck) and not asked.stuck:
                 print(f"{error.cause}; its actor is started again", flush=True)
                 asked.stuck = True
+                time.sleep(_LAST_WORDS_S)  # until then it would still answer
             elif isinstance(error.cause, RaycapError):
                 raise error.cause from None
             else:

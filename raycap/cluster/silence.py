@@ -15,14 +15,6 @@ START_S = 120.0
 """What a process may need to start, beyond what the recipe allows for a step."""
 
 
-def free_room() -> str:
-    """What of the cluster is free, in words."""
-    import ray
-
-    there, free = ray.cluster_resources(), ray.available_resources()
-    return ", ".join(f"{free.get(key, 0.0):g} of {there.get(key, 0.0):g} {key}s" for key in ("CPU", "GPU"))
-
-
 class Silence:
     """How long a stage's log has not grown.
 
@@ -48,8 +40,7 @@ class Silence:
         if size != self._size:
             self._size, self._since = size, now
         elif now - self._since > self.limit_s:
-            what = (f"the learner has logged nothing for {now - self._since:.0f} s: it finds no room in the cluster "
-                    f"(free are {free_room()}), or it hangs")  # fmt: skip
+            what = f"the learner has logged nothing for {now - self._since:.0f} s: it hangs, or finds no room"
             raise WorkFailed(what, key="cluster.stall_timeout_s", value=self.stall_timeout_s,
                              remedy="run the same command again where there is room; raise it where a step or a look "
                              "at `select` takes so long")  # fmt: skip

@@ -22,8 +22,6 @@ def connected() -> Any:
         yield ray
         return
     inside_job = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if not inside_job:  # on one machine nobody is told that a node will go: a process less to start
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(**({} if inside_job else {"address": "local", "include_dashboard": False}), log_to_driver=True)
     try:
         yield ray
@@ -44,6 +42,13 @@ def all_cpus() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def one_node() -> bool:
+    """Whether the cluster is one machine."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def on(device: str) -> str:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.metrics import ray_metrics
-from raycap.cluster.preemption import notices, watched
 from raycap.cluster.silence import Silence
+from raycap.cluster.tasks import one_node
 from raycap.errors import RaycapError, Stopped, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, LoggingRecipe
@@ -89,29 +89,25 @@ def built_together(group: Group, build: Callable[[], Built]) -> Built:
 
 
 def rank_journal(
-    folder: str, group: Group, *, keep: int, about: Mapping[str, Any], logging: LoggingRecipe, watched: bool = False
+    folder: str, group: Group, *, keep: int, about: Mapping[str, Any], logging: LoggingRecipe
 ) -> FolderJournal:
     """The journal of this rank; rank 0's log goes to Ray's metrics and to where `logging` says, too.
-
-    Args:
-        watched: whether Ray Train looks for notices that a node will be taken away.
 
     Raises:
         RecipeError: on every rank, when a library that `logging` asks for is not there.
     """
-    notice = notices() if watched else None
     if group.rank:
         together(group, None)
-        return FollowerJournal(Path(folder), keep=keep, about=about, notice=notice)
+        return FollowerJournal(Path(folder), keep=keep, about=about)
     path = Path(folder)
 
-    def with_sinks() -> FolderJournal:
+    def watched() -> FolderJournal:
         path.mkdir(parents=True, exist_ok=True)
         run = f"{about.get('run', path.parent.name)}/{path.name}"
         sinks = [*sinks_of(logging, path, run), ray_metrics(run)]
-        return FolderJournal(path, keep=keep, about=about, watch=all_of(sinks), notice=notice)
+        return FolderJournal(path, keep=keep, about=about, watch=all_of(sinks))
 
-    return built_together(group, with_sinks)
+    return built_together(group, watched)
 
 
 def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -172,6 +168,8 @@ def run_train_job(
     import ray.train
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if one_node():  # where there is no other node, nobody is told that one will go: a process less to start
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     silence = Silence(folder / "log.jsonl", cluster.stall_timeout_s)
     lost = 0  # controllers: Ray Train starts ranks again, and nobody starts it
     while True:
@@ -216,8 +214,7 @@ def _trainer(
     )
     # A rank waits in a collective while another looks at `select`; who waits for rollouts is told by the Exchange.
     backend = TorchConfig(timeout_s=int(max(1800.0, 2 * cluster.stall_timeout_s)))
-    config = {**config, "threads": cluster.learner_threads, "watched": watched()}
-    return TorchTrainer(_guarded(loop), train_loop_config=config,
+    return TorchTrainer(_guarded(loop), train_loop_config={**config, "threads": cluster.learner_threads},
                         scaling_config=scaling, run_config=run, torch_config=backend)  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from raycap.cluster.precision import stage_precision
 from raycap.cluster.reaching import reached
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
-from raycap.cluster.silence import START_S
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
 from raycap.cluster.tasks import on
@@ -142,10 +141,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     features, captioner = built_together(group, set_up)
     features.warm(views=recipe.mle.views)
-    journal = rank_journal(
-        config["folder"], group, keep=2, about=config["about"], logging=recipe.logging,
-        watched=config.get("watched", False),
-    )  # fmt: skip
+    journal = rank_journal(config["folder"], group, keep=2, about=config["about"], logging=recipe.logging)
     max_length = recipe.captioner.max_length
     return train_mle(
         captioner,
@@ -208,8 +204,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         with RolloutCrew(
             _rollout_starter(run, seed, pools, precision["rollout"]), exchange, recipe.cluster.rollout_workers
         ) as crew:
-            limit_s = recipe.cluster.stall_timeout_s + START_S
-            ready = pools.wait_until_ready(limit_s, partial(stop_before_start, folder))
+            ready = pools.wait_until_ready(partial(stop_before_start, folder))
             signatures = reward_signatures(ready, recipe.scst)  # while the crew's processes start
             write_json(folder / "rewards.json", signatures)
             with followed(folder, "scst"):

@@ -35,7 +35,6 @@ class Journal(Protocol):
     def save(self, step: int, captioner: PrefixCaptioner, state: Mapping[str, Any]) -> None: ...
     def save_best(self, captioner: PrefixCaptioner, about: Mapping[str, Any]) -> None: ...
     def restore(self) -> tuple[Path, dict[str, Any]] | None: ...
-    def save_asked(self) -> bool: ...
     def stop_asked(self) -> str: ...
 
 
@@ -47,7 +46,6 @@ class FolderJournal:
         keep: newest checkpoints that are kept.
         watch: called with every record that is logged (progress display).
         about: goes into every captioner that is saved.
-        notice: whether a checkpoint is wanted before its time; asked after every step, by all ranks.
     """
 
     def __init__(
@@ -57,9 +55,7 @@ class FolderJournal:
         keep: int = 2,
         watch: Callable[[Mapping[str, Any]], None] | None = None,
         about: Mapping[str, Any] | None = None,
-        notice: Callable[[], bool] | None = None,
     ) -> None:
-        self._notice = notice or (lambda: False)
         self.folder, self.keep, self.about = folder, keep, dict(about or {})
         self._watch = watch or (lambda record: None)
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,10 +96,6 @@ class FolderJournal:
         """Raises WorkFailed: see `save`."""
         with self._writing("the best captioner"):
             save_captioner(self.folder / "best", captioner, {**self.about, **about})
-
-    def save_asked(self) -> bool:
-        """Whether a checkpoint is wanted now: the machine is about to go."""
-        return self._notice()
 
     def stop_asked(self) -> str:
         """Why somebody wants the stage to stop; empty when nobody does."""

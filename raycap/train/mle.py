@@ -135,8 +135,6 @@ def train_mle(
         if due:
             save()
         if not ended:
-            if journal.save_asked():
-                save()
             stop_if_asked(group, journal.stop_asked(), step, save)
     seconds = spent()
     return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}
