@@ -210,6 +210,7 @@ class RewardPools:
             if isinstance(error.cause, RewardStuck) and not asked.stuck:
                 print(f"{error.cause}; its actor is started again", flush=True)
                 asked.stuck = True
+                time.sleep(_LAST_WORDS_S)  # until then it would still answer
             elif isinstance(error.cause, RaycapError):
                 raise error.cause from None
             else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from raycap.cluster.room import free_room
 from raycap.errors import WorkFailed
 
 START_S = 120.0
@@ -41,8 +40,7 @@ class Silence:
         if size != self._size:
             self._size, self._since = size, now
         elif now - self._since > self.limit_s:
-            what = (f"the learner has logged nothing for {now - self._since:.0f} s: it finds no room in the cluster "
-                    f"(free are {free_room()}), or it hangs")  # fmt: skip
+            what = f"the learner has logged nothing for {now - self._since:.0f} s: it hangs, or finds no room"
             raise WorkFailed(what, key="cluster.stall_timeout_s", value=self.stall_timeout_s,
                              remedy="run the same command again where there is room; raise it where a step or a look "
                              "at `select` takes so long")  # fmt: skip

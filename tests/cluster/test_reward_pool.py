@@ -112,8 +112,8 @@ def test_it_is_told_who_is_waited_for(pool_of: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(reward_pool, "REPORT_S", 0.2)
     said: list[Any] = []
     pool_of("hang", limit_s=1.0, marker=str(tmp_path / "marker")).score(lease(), generation(), said.append)
-    assert said
-    assert all(names == ["mine"] for names in said)
+    assert said[0] == ["mine"]
+    assert {name for names in said for name in names} <= {"mine", "mine, whose actors are being started again"}
 
 
 def test_none_takes_the_component_out_for_that_image_alone(pool_of: Any) -> None:
@@ -185,15 +185,13 @@ def test_a_batch_that_kills_its_actors_ends_the_run_by_name(pool_of: Any, worker
         pools.score(lease(), generation())
 
 
-def test_an_actor_that_never_finds_room_ends_the_run(ray_session: Any) -> None:
+def test_waiting_for_room_can_be_broken_off(ray_session: Any) -> None:
     class Large:
         def ready(self) -> str:
             return ""
 
     actor = ray_session.remote(Large).options(num_cpus=1000).remote()
     try:
-        with pytest.raises(WorkFailed, match=r"rewards\.mine: its actor has not started for \d+ s; free are .* CPUs"):
-            RewardPools({"mine": [actor]}).wait_until_ready(limit_s=0.5)
         with pytest.raises(KeyboardInterrupt):
             RewardPools({"mine": [actor]}).wait_until_ready(look=_interrupt)
     finally:

@@ -13,6 +13,7 @@ from raycap.cluster.rollout_worker import RolloutActor
 from raycap.errors import CheckpointError
 from raycap.recipe import SCSTRecipe
 from raycap.train.prompts import PromptSchedule
+from raycap.types import Lease
 
 pytestmark = pytest.mark.ray
 
@@ -33,3 +34,16 @@ def test_a_checkpoint_that_is_not_there_ends_the_run_with_its_name(ray_session: 
     assert "holds no captioner" in str(error)
     assert error.value == folder
     ray_session.kill(exchange)
+
+
+def test_what_is_let_go_is_that_attempt_and_no_other(tmp_path: Path) -> None:
+    """An errand of the learner's start before ends while the worker holds the lease of the same number again."""
+    folder = str(tmp_path / "nowhere")
+    worker = RolloutActor("rollout-0", folder, folder, SCSTRecipe(), RewardPools({}), max_length=5, seed=0, threads=1,
+                          device="cpu")  # fmt: skip
+    before, now = Lease(3, 1, ()), Lease(3, 1, ())
+    worker._held[3, 1] = now
+    worker._let_go(before)
+    assert worker._held == {(3, 1): now}
+    worker._let_go(now)
+    assert worker._held == {}

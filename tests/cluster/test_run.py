@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from raycap.cluster import run as run_module
 from raycap.cluster.data_stages import missing_clips, used_clips
 from raycap.cluster.following import followed
 from raycap.cluster.run import STAGES, check_room, run_recipe
-from raycap.cluster.stages import Run
+from raycap.cluster.stages import Run, Stage
 from raycap.cluster.training_stages import mle_stage, reward_signatures, scst_schedule
 from raycap.data.features import FeatureStore
-from raycap.errors import DataError, RecipeError, StaleStage
+from raycap.errors import DataError, RecipeError, StaleStage, Stopped
 from raycap.evaluate.captions import caption_images
 from raycap.models.checkpoint import load_captioner
 from raycap.models.export import export_captioner
@@ -233,6 +236,31 @@ def test_a_reward_that_refuses_when_it_is_built_says_so(ray_session: Any, tiny_r
     run = tiny_run("refused", rewards={"mine": {"source": "tests.cluster.faulty:Refuses"}})
     with pytest.raises(RecipeError, match=r"rewards.mine.options = \{\}"):
         run_recipe(run.recipe)
+
+
+def test_a_stop_in_the_last_step_stops_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was nothing left to stop in that stage; it is finished, and the same command goes on behind it."""
+    recipe, ran = recipe_of(tmp_path, ["mle", "scst"]), []
+
+    def last_step(run: Run, seed: int) -> dict[str, Any]:
+        ran.append("mle")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    def next_stage(run: Run, seed: int) -> dict[str, Any]:
+        ran.append("scst")
+        return {}
+
+    stages = {"mle": Stage("mle", False, (), lambda recipe: {}, last_step, stops=True),
+              "scst": Stage("scst", False, (), lambda recipe: {}, next_stage, stops=True)}  # fmt: skip
+    monkeypatch.setattr(run_module, "STAGES", stages)
+    run = Run(recipe, stages)
+    with pytest.raises(Stopped, match=r"stopped after mle, which is finished: SIGTERM"):
+        run_module._run_stage(run, "mle", 0)
+    assert run.results("mle", 0)["wall_seconds"] >= 0
+    for name in stages:
+        run_module._run_stage(run, name, 0)
+    assert ran == ["mle", "scst"]
 
 
 def test_missing_data_and_relative_paths_are_refused_before_ray(tmp_path: Path) -> None:

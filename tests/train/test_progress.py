@@ -48,5 +48,7 @@ def test_going_back_to_a_checkpoint_is_no_negative_rate(monkeypatch: pytest.Monk
         shown.update(done, 120)
         time.now += 2
     assert [line.split()[1:] for line in out.getvalue().splitlines()] == [
-        ["59/120", "steps", "49%"], ["30/120", "steps", "25%"], ["32/120", "steps", "27%", "1.0", "steps/s", "ETA", "1:28"]
+        ["59/120", "steps", "49%"],
+        ["30/120", "steps", "25%"],
+        ["32/120", "steps", "27%", "1.0", "steps/s", "ETA", "1:28"],
     ]  # fmt: skip
