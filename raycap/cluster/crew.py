@@ -14,10 +14,12 @@ from typing import Any
 
 from raycap.cluster.reaching import answer, reached
 from raycap.cluster.room import PATIENCE_S, LearnersRoom, free_room
-from raycap.errors import WorkFailed
+from raycap.errors import RaycapError, WorkFailed
 
 LOOK_S, YIELD_S = 5.0, 10.0
 """How often room is looked at, and how long the learner waits for some before the crew goes."""
+TELL_S = 5.0
+"""Between two times that an error which ends the run is told."""
 
 
 @dataclass
@@ -55,6 +57,8 @@ class RolloutCrew:
         self._at_work: dict[Any, _Worker] = {}  # by the reference of what its work will have been
         self._looked = time.monotonic()
         self._over = False  # nobody is hired any more
+        self._fatal: RaycapError | None = None
+        self._told = 0.0  # of it, when last
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rollout-crew", daemon=True)
 
@@ -80,9 +84,11 @@ class RolloutCrew:
             self._at_work[actor.run.remote(self.exchange)] = worker
 
     def _watch(self) -> None:
-        while not self._stop.is_set() and not (self._over and not self._at_work):
+        while not self._stop.is_set():
             for ref in self._ended():
                 self._came_home(self._at_work.pop(ref), ref)
+            if self._fatal is not None and time.monotonic() - self._told >= TELL_S:
+                self._tell_what_is_fatal()
             if not self._over and time.monotonic() - self._looked >= LOOK_S:
                 self._look()
                 self._looked = time.monotonic()
@@ -104,10 +110,14 @@ class RolloutCrew:
             error = ray.get(ref)["error"]
         except ray.exceptions.RayError as lost:
             self._replace(worker.name, lost)
-            return
-        self._over = True  # the Exchange has closed, or heard of this; one that was made anew has not
-        if error is not None:
-            self._report(lambda: self.exchange.fail.remote(error))
+        else:  # the Exchange has closed, or heard of this; one that was made anew has not
+            self._over = True
+            self._fatal = self._fatal or error
+
+    def _tell_what_is_fatal(self) -> None:
+        """Again and again until the run ends of it: an Exchange that is started anew has not heard of it."""
+        self._report(partial(self.exchange.fail.remote, self._fatal))
+        self._told = time.monotonic()
 
     def is_hopeless(self, delivered: int) -> bool:
         """Count one more death, `delivered` leases into the run: whether nothing ever comes of starting others."""
@@ -123,9 +133,9 @@ class RolloutCrew:
         self._report(lambda: self.exchange.worker_lost.remote(name))
         status = self._report(lambda: self.exchange.status.remote())
         if status is not None and self.is_hopeless(status["counts"].get("delivered", 0)):
-            fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the last "
-                               f"one of: {error}", key="cluster.rollout_workers", value=self.size)  # fmt: skip
-            self._report(lambda: self.exchange.fail.remote(fatal))
+            self._fatal = WorkFailed(f"rollout workers died {self._in_a_row} times with nothing delivered between, the "
+                                     f"last one of: {error}", key="cluster.rollout_workers", value=self.size,
+                                     remedy="look at the rollout workers' logs")  # fmt: skip
             self._over = True
             return
         self._hire(1)

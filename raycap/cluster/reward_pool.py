@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from raycap.cluster.room import patiently
 from raycap.errors import RaycapError, RewardStuck, WorkFailed
 from raycap.rewards.context import ContextSpec
 from raycap.rewards.contract import build_component, score_generation
@@ -86,10 +84,21 @@ def _take_threads(threads: int) -> None:
         sys.modules["torch"].set_num_threads(threads)  # of this thread
 
 
-def _answered(ref: Any, wait_s: float) -> bool:
+PATIENCE_S = 60.0
+"""After so long without an actor it is said what is waited for, and again each time."""
+
+
+def _patiently(name: str, ref: Any) -> Any:
+    """What an actor answers; one that finds no room in the cluster waits for it, and it is said that it does."""
     import ray
 
-    return bool(ray.wait([ref], timeout=wait_s)[0])
+    waited = 0.0
+    while not ray.wait([ref], timeout=PATIENCE_S)[0]:
+        waited += PATIENCE_S
+        there, free = ray.cluster_resources(), ray.available_resources()
+        room = ", ".join(f"{free.get(key, 0.0):g} of {there.get(key, 0.0):g} {key}s" for key in ("CPU", "GPU"))
+        print(f"rewards.{name} has waited {waited:.0f} s for its actor to start; free are {room}", flush=True)
+    return ray.get(ref)
 
 
 REPORT_S = 5.0
@@ -115,25 +124,21 @@ class RewardPools:
         """Of the components."""
         return list(self.actors)
 
-    def wait_until_ready(self, limit_s: float = math.inf) -> dict[str, str]:
+    def wait_until_ready(self) -> dict[str, str]:
         """Signatures by component, once every actor has built its own.
 
         Raises:
-            RaycapError: what a component refused; WorkFailed for one that has not started after `limit_s`.
+            RaycapError: what a component refused.
         """
-        signatures = {
-            name: [self._signature(name, actor, limit_s) for actor in pool] for name, pool in self.actors.items()
-        }
+        signatures = {name: [self._signature(name, actor) for actor in pool] for name, pool in self.actors.items()}
         return {name: of_pool[0] for name, of_pool in signatures.items()}
 
-    def _signature(self, name: str, actor: Any, limit_s: float) -> str:
+    def _signature(self, name: str, actor: Any) -> str:
         import ray
 
         for attempt in range(1, self.retries + 1):
             try:
-                ref = actor.ready.remote()
-                patiently(f"rewards.{name}", partial(_answered, ref), limit_s)
-                return str(ray.get(ref))
+                return str(_patiently(name, actor.ready.remote()))
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
             except ray.exceptions.RayActorError as error:

@@ -25,18 +25,22 @@ def free_room() -> str:
     return ", ".join(f"{free.get(kind, 0.0):g} of {there.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU"))
 
 
-def patiently(who: str, there: Callable[[float], bool], limit_s: float) -> None:
+def patiently(
+    who: str, there: Callable[[float], bool], limit_s: float, look: Callable[[], None] = lambda: None
+) -> None:
     """Wait until something has found room in the cluster and is there.
 
     Args:
         who: is waited for.
         there: waits for it so many seconds; whether it is there.
+        look: called now and then; may raise, to wait no longer.
 
     Raises:
         WorkFailed: it is not after `limit_s`.
     """
     began = told = time.monotonic()
     while not there(_POLL_S):
+        look()
         now = time.monotonic()
         if now - began > limit_s:
             raise WorkFailed(f"{who} has not started; free are {free_room()}", key="cluster.stall_timeout_s",
@@ -121,3 +125,20 @@ class LearnersRoom:
         elif not self._placed and self._since is None:
             self._since = now
         return 0.0 if self._since is None else now - self._since
+
+
+def telling_when_it_waits(room: LearnersRoom, every_s: float = 5.0) -> Callable[[], None]:
+    """Called now and then: says each minute that the learner finds no room."""
+    looked, told = time.monotonic(), 0.0
+
+    def look() -> None:
+        nonlocal looked, told
+        if time.monotonic() - looked < every_s:
+            return
+        waited, looked = room.waited_s(), time.monotonic()
+        told = min(told, waited)
+        if waited - told >= PATIENCE_S:
+            told = waited
+            print(f"the learner has waited {waited:.0f} s to start; free are {free_room()}", flush=True)
+
+    return look

@@ -171,10 +171,9 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     wants = {want.role: want for want in run.wants("scst")}  # once: shares do not change when a node is lost
     if run.device == "cuda":
         print("scst            GPUs of each: " + ", ".join(f"{w.role} {w.gpus:g}" for w in wants.values()), flush=True)
-    limit_s = recipe.cluster.stall_timeout_s
     with ExitStack() as ends:
         learner = wants[LEARNER]
-        seat = ends.enter_context(Seat("the learner", [learner.bundle] * learner.count, limit_s))
+        seat = ends.enter_context(Seat("the learner", [learner.bundle] * learner.count, recipe.cluster.stall_timeout_s))
         exchange = _exchange(run, seed, schedule)
         ends.callback(ray.kill, exchange)
         pools = RewardPools({name: _reward_actors(wants[name], spec, run) for name in recipe.rewards})
@@ -184,7 +183,7 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         start = _rollout_starter(run, seed, pools, wants[ROLLOUT], precision["rollout"])
         crew = RolloutCrew(start, exchange, recipe.cluster.rollout_workers, at_once=at_once, room=LearnersRoom())
         ends.enter_context(crew)
-        signatures = reward_signatures(pools.wait_until_ready(limit_s), recipe.scst)  # while the crew's processes start
+        signatures = reward_signatures(pools.wait_until_ready(), recipe.scst)  # while the crew's processes start
         write_json(folder / "rewards.json", signatures)
         config = _scst_config(run, seed) | {
             "exchange": exchange, "device": learner.device, "precision": precision["learner"]

@@ -159,6 +159,17 @@ def test_recomputing_changes_nothing_and_each_role_has_its_type(
     assert max(record["ratio_max_error"] for record in records(expected)) > 1e-4, "rollouts are rounder than scores"
 
 
+def test_a_gpu_shared_by_turns_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
+    """Killed and resumed; the reference shares nothing. What moves is the optimizer, the averages, the KL's policy."""
+    scst = {"steps": 15, "ema": 0.5, "kl_weight": 0.1}
+    cluster = {"rollout_workers": 1, "max_failures": 0}
+    expected = one_process(tiny_run("apart", cluster=cluster, scst=scst), tmp_path / "reference")
+    run = tiny_run("turns", cluster={**cluster, "collocated": True}, scst=scst)
+    run_until_killed(run)
+    run_recipe(run.recipe)
+    assert_resumed(run, expected)
+
+
 def test_a_lost_rollout_worker_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
     run = tiny_run("lost", cluster={"rollout_workers": 2})
     expected = one_process(run, tmp_path / "reference")
