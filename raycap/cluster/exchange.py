@@ -193,6 +193,18 @@ class Exchange:
             self._check()
             self._changed.notify_all()
 
+    async def weights_lost(self, worker: str, lease: Lease, weights_id: WeightsId) -> None:
+        """A worker could not have the weights, because who put them has died: nobody gets them any more. The next
+        learner publishes its own; where it still lives, its next `take` tells it to."""
+        async with self._changed:
+            slot = self._slots.get((lease.step, lease.number))
+            if slot is not None and slot.state == LEASED and slot.holder == worker and slot.lease == lease:
+                self._redo(slot)
+            if self._weights_id == weights_id:
+                self._weights_id = self._weights = None
+            self._check()
+            self._changed.notify_all()
+
     async def take(
         self, step: int, rank: int, size: int, timeout_s: float, incarnation: int | None = None,
         wait_s: float = math.inf,

@@ -130,10 +130,13 @@ class LeaseLoop:
             if answer["weights"] is not None:
                 try:
                     self.worker.load(ray.get(answer["weights"][0], timeout=_WEIGHTS_S))
-                except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError) as error:
-                    # gone with the learner that put them; the next one publishes anew
-                    self._give_back(lease, f"its weights could not be had: {type(error).__name__}")
+                except ray.exceptions.ObjectLostError:  # with the learner that put them; the next one publishes anew
+                    self._held.pop(place, None)
+                    self.exchange.weights_lost.remote(self.name, lease, answer["weights_id"])
                     time.sleep(_WEIGHTS_GONE_S)
+                    return False
+                except ray.exceptions.GetTimeoutError as error:
+                    self._give_back(lease, f"its weights could not be had: {type(error).__name__}")
                     return False
             marks.append(time.perf_counter())
             generation = self.worker.generate(lease)

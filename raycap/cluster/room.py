@@ -125,3 +125,20 @@ class LearnersRoom:
         elif not self._placed and self._since is None:
             self._since = now
         return 0.0 if self._since is None else now - self._since
+
+
+def telling_when_it_waits(room: LearnersRoom, every_s: float = 5.0) -> Callable[[], None]:
+    """Called now and then: says each minute that the learner finds no room."""
+    looked, told = time.monotonic(), 0.0
+
+    def look() -> None:
+        nonlocal looked, told
+        if time.monotonic() - looked < every_s:
+            return
+        waited, looked = room.waited_s(), time.monotonic()
+        told = min(told, waited)
+        if waited - told >= PATIENCE_S:
+            told = waited
+            print(f"the learner has waited {waited:.0f} s to start; free are {free_room()}", flush=True)
+
+    return look

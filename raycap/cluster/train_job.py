@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.metrics import ray_metrics
 from raycap.cluster.preemption import WATCHER, Notices, watched
-from raycap.cluster.room import PATIENCE_S, LearnersRoom, free_room
+from raycap.cluster.room import LearnersRoom, free_room, telling_when_it_waits
 from raycap.cluster.silence import Silence
 from raycap.cluster.tasks import one_node
 from raycap.errors import RaycapError, Stopped, WorkFailed
@@ -165,24 +165,6 @@ def _in_a_thread(function: Callable[[], Built], look: Callable[[], None]) -> Bui
         look()
 
 
-def _telling_when_it_waits() -> Callable[[], None]:
-    """Called now and then: says each minute that the learner finds no room."""
-    room, looked, told = LearnersRoom(), time.monotonic(), 0.0
-
-    def look() -> None:
-        nonlocal looked, told
-        if time.monotonic() - looked < _LOOK_S:
-            return
-        waited, looked = room.waited_s(), time.monotonic()
-        told = min(told, waited)
-        if waited - told >= PATIENCE_S:
-            told = waited
-            print(f"the learner has waited {waited:.0f} s to start; free are {free_room()}", flush=True)
-
-    return look
-
-
-_LOOK_S = 5.0
 _ROUND_S = 60.0  # Ray Train asks for room, anew after each of these (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)
 
 
@@ -200,7 +182,7 @@ def run_train_job(
     import ray.train
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    silence, tell = Silence(folder / "log.jsonl", cluster.stall_timeout_s), _telling_when_it_waits()
+    silence, tell = Silence(folder / "log.jsonl", cluster.stall_timeout_s), telling_when_it_waits(LearnersRoom())
 
     def look() -> None:
         tell()

@@ -183,6 +183,17 @@ def test_adapters_learn_on_ray_as_in_one_process_and_go_on_after_a_kill(
     assert weights.stat().st_size < sum(4 * p.numel() for p in before.lm.parameters()) / 2
 
 
+def test_a_gpu_shared_by_turns_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
+    """Killed and resumed; the reference shares nothing. What moves is the optimizer, the averages, the KL's policy."""
+    scst = {"steps": 15, "ema": 0.5, "kl_weight": 0.1}
+    cluster = {"rollout_workers": 1, "max_failures": 0}
+    expected = one_process(tiny_run("apart", cluster=cluster, scst=scst), tmp_path / "reference")
+    run = tiny_run("turns", cluster={**cluster, "collocated": True}, scst=scst)
+    run_until_killed(run)
+    run_recipe(run.recipe)
+    assert_resumed(run, expected)
+
+
 def test_a_lost_rollout_worker_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
     run = tiny_run("lost", cluster={"rollout_workers": 2})
     expected = one_process(run, tmp_path / "reference")

@@ -497,3 +497,60 @@ def test_a_lease_too_old_is_generated_again() -> None:
         assert (await hub.lease("v", None))["lease"].number == leases[3].number
 
     run(scenario())
+
+
+def test_weights_that_died_with_their_learner_are_given_to_nobody_else() -> None:
+    """However often a worker asks, its lease is not blamed; a learner that still lives is told to publish again."""
+
+    async def scenario() -> tuple[Any, Any, Any, dict[str, Any]]:
+        hub = exchange(quarantine_after=1)
+        weights = await started(hub)
+        lease = (await hub.lease("w0", None))["lease"]
+        await hub.weights_lost("w0", lease, weights)
+        again = await hub.lease("w0", None, wait_s=0.1)
+        taken = await hub.take(0, 0, 1, 5, 0, 0.1)
+        renewed = await started(hub, incarnation=1)
+        await hub.weights_lost("w1", lease, weights)  # late: of the learner before
+        answer = await hub.lease("w0", None, wait_s=0.1)
+        assert answer["weights_id"] == renewed
+        assert answer["lease"].prompts == lease.prompts
+        return again, taken, answer["weights"], await hub.status()
+
+    again, taken, given, status = run(scenario())
+    assert again == {"lease": None}
+    assert taken == "unknown"
+    assert given == ["ref"]
+    assert status["counts"].get("quarantined", 0) == 0
+    assert status["counts"]["leases_redone"] == 1
+
+
+def test_a_worker_that_was_sent_home_is_not_its_lease_s_fault() -> None:
+    async def scenario() -> dict[str, Any]:
+        hub = exchange(quarantine_after=1)
+        await started(hub)
+        lease = (await hub.lease("w0", None))["lease"]
+        await hub.worker_lost("w0", suspicious=False)
+        assert (await hub.lease("w0", None)) == {"closed": True}, "a call of its that was on its way"
+        again = (await hub.lease("w1", None))["lease"]
+        assert (again.prompts, again.attempt) == (lease.prompts, lease.attempt + 1)
+        return dict((await hub.status())["counts"])
+
+    assert run(scenario()) == {"dropped_at_reset": 0, "leases_redone": 1, "workers_sent_home": 1}
+
+
+def test_how_long_the_learner_has_been_silent() -> None:
+    async def scenario() -> list[float | None]:
+        hub = exchange()
+        found = [(await hub.status())["learner_silent_s"]]
+        await started(hub)
+        await asyncio.sleep(0.3)
+        found.append((await hub.status())["learner_silent_s"])
+        await hub.take(0, 0, 1, 5, 0, 0.0)
+        found.append((await hub.status())["learner_silent_s"])
+        return found
+
+    before, silent, heard = run(scenario())
+    assert before is None
+    assert silent is not None
+    assert heard is not None
+    assert heard < 0.3 <= silent

@@ -193,6 +193,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
     assert str(refused.value).startswith(f"stages = 'scst': {short} (lower cluster.rollout_workers")
     assert refused.value.exit_code == 2
     assert not run.path("scst", 0).exists()
+    capsys.readouterr()
     check_room(Run(recipe_of(tmp_path, ["scst"], cluster={**cluster, "rollout_workers": 3}), STAGES))
     check_room(Run(recipe_of(tmp_path, ["mle"], cluster=cluster), STAGES))
     assert not capsys.readouterr().out, "nothing of it runs"
