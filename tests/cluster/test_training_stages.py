@@ -81,7 +81,7 @@ def test_mle_that_began_in_bfloat16_goes_on_in_it(tiny_run: Any, monkeypatch: py
 
     cut = begin("cut", "bfloat16")
 
-    def breaking(folder: str, group: Any, **options: Any) -> FolderJournal:
+    def breaking(folder: str, group: Any, *, logging: Any, **options: Any) -> FolderJournal:
         return BreakingJournal(Path(folder), breaks_at=4, **options)
 
     with monkeypatch.context() as patched:
