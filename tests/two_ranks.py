@@ -27,7 +27,7 @@ class TwoRanks:
         self.processes: list[Any] = []
         self.pipes: list[Connection] = []
 
-    def __call__(self, work: Callable[..., Any], *arguments: Any, limit_s: float = 600.0) -> list[Any]:
+    def __call__(self, work: Callable[..., Any], *arguments: Any, limit_s: float = 300.0) -> list[Any]:
         if not self.processes:
             self._start()
         for pipe in self.pipes:

@@ -214,7 +214,6 @@ def test_two_ranks_learn_what_one_learns(ray_session: Any, tiny_run: Any, tmp_pa
     assert_learned_alike(run, expected)
 
 
-@pytest.mark.slow
 def test_two_ranks_that_share_the_captioner_learn_what_one_learns(
     ray_session: Any, tiny_run: Any, tmp_path: Path
 ) -> None:

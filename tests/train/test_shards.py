@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ def test_a_whole_optimizer_state_goes_on_on_shards(two_ranks: TwoRanks) -> None:
     before = step_of([nn.Parameter(value) for value in numbered(1.0)]).state_dict()
     plain = [nn.Parameter(value) for value in numbered(3.0)]
     optimizer = step_of(plain)
-    load_optimizer(optimizer, before)
+    load_optimizer(optimizer, copy.deepcopy(before))
     for parameter in plain:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
