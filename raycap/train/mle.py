@@ -113,8 +113,11 @@ def train_mle(
     captioner.train()
 
     def save() -> None:
-        standing.collect(state=True)
         journal.save(step, standing.captioner, training_state(standing, so_far, elapsed))
+
+    def save_here() -> None:
+        standing.collect(state=True)
+        save()
 
     ended = over()
     while not ended:
@@ -144,7 +147,7 @@ def train_mle(
         if due:
             save()
         if not ended:
-            stop_if_asked(group, journal.stop_asked(), step, save)
+            stop_if_asked(group, journal.stop_asked(), step, save_here)
     seconds = spent()
     return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}
 
