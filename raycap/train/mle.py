@@ -113,8 +113,11 @@ def train_mle(
     captioner.train()
 
     def save() -> None:
-        standing.collect(state=True)
         journal.save(step, standing.captioner, training_state(standing, so_far, elapsed))
+
+    def save_here() -> None:
+        standing.collect(state=True)
+        save()
 
     ended = over()
     while not ended:
@@ -144,8 +147,8 @@ def train_mle(
         if due:
             save()
         if not ended:
-            journal.save_if_asked(step, save)
-            stop_if_asked(group, journal.stop_asked(), step, save)
+            journal.save_if_asked(step, save_here)
+            stop_if_asked(group, journal.stop_asked(), step, save_here)
     seconds = spent()
     return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}
 
