@@ -152,6 +152,16 @@ def test_a_change_is_refused_by_name_and_leaves_everything(finished: Run) -> Non
     assert times(finished) == before
 
 
+def test_adapters_count_where_there_are_some(tmp_path: Path) -> None:
+    """Of what `mle` is made from: values of another way to tune the LM make nothing stale."""
+
+    def made_from(**captioner: Any) -> Any:
+        return dict(STAGES["mle"].values(recipe_of(tmp_path, ["mle"], captioner=captioner)))
+
+    assert made_from(lora={"rank": 4}) == made_from()
+    assert made_from(lm_tuning="lora", lora={"rank": 4}) != made_from(lm_tuning="lora")
+
+
 def test_where_things_run_makes_nothing_stale(finished: Run) -> None:
     before = times(finished)
     run_recipe(whole(finished.folder.parent, cluster={"rollout_workers": 3, "lease_timeout_s": 30}))
