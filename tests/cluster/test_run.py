@@ -243,8 +243,7 @@ def test_a_stop_in_the_last_step_stops_what_comes_next(tmp_path: Path, monkeypat
     monkeypatch.setattr(run_module, "STAGES", stages)
     run = Run(recipe, stages)
     with pytest.raises(Stopped, match=r"stopped after mle, which is finished: SIGTERM"):
-        for name in stages:
-            run_module._run_stage(run, name, 0)
+        run_module._run_stage(run, "mle", 0)
     assert run.results("mle", 0)["wall_seconds"] >= 0
     for name in stages:
         run_module._run_stage(run, name, 0)
