@@ -66,7 +66,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         try:
             reached(lambda: exchange.reset.remote(learner.incarnation, learner.step))
             known = _publish(exchange, learner)
-            if learner.step == 0:
+            if learner.step == 0 and not steering.has_looked:
                 first_look(learner, validator, steering, journal)
         except RaycapError as raised:
             error = raised

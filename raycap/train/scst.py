@@ -66,7 +66,7 @@ def train_scst(
     learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
     started = time.perf_counter()
     actor = copy_in(rollout_precision, captioner)
-    if learner.step == 0:
+    if learner.step == 0 and not steering.has_looked:
         torch.set_num_threads(cluster.learner_threads)
         first_look(learner, validator, steering, journal)
     turns = learner.turns(shared=cluster.collocated)

@@ -27,6 +27,11 @@ class Steering:
         self.keeper, self.mix, self.watch = BestKeeper(collapse_share), mix, HackingWatch(watch_looks)
         self.set_aside: list[dict[str, Any]] = []
 
+    @property
+    def has_looked(self) -> bool:
+        """Also one that was stopped before its first step."""
+        return self.keeper.start is not None
+
     def observe(self, step: int, values: Mapping[str, Any]) -> None:
         """What a step's update measured."""
         self.watch.observe(values)

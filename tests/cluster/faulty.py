@@ -94,11 +94,11 @@ def with_a_fault(loop: Callable[[dict[str, Any]], dict[str, Any]], config: dict[
             _meet(kind, Path(config["folder"]))
         return whole(self, rollouts)
 
-    Learner.update = update  # type: ignore[method-assign]
+    Learner.update = update
     try:
         return loop(config)
     finally:
-        Learner.update = whole  # type: ignore[method-assign]
+        Learner.update = whole
 
 
 def _meet(kind: str, folder: Path) -> None:

@@ -17,7 +17,7 @@ SCHEDULE = PromptSchedule([f"i{n}" for n in range(12)], batch_size=6, lease_size
 
 
 def given(*leases: Any) -> list[Rollouts]:
-    return [Rollouts(lease, None, None, {}) for lease in leases]  # type: ignore[arg-type]
+    return [Rollouts(lease, None, None, {}) for lease in leases]
 
 
 def test_a_whole_step_leaves_nothing_out() -> None:

@@ -23,6 +23,7 @@ from raycap.models.checkpoint import load_captioner
 from raycap.models.weights import snapshot
 from raycap.rewards.contract import build_component
 from raycap.train.journal import FolderJournal, read_log
+from raycap.train.labelled import LabelledSet
 from raycap.train.scst import train_scst
 from raycap.train.stopping import ask_to_stop
 from raycap.train.validation import Validator
@@ -40,8 +41,10 @@ def one_process(run: Run, folder: Path, learner: str = "float32", rollout: str =
     spec = reward_context(run, folder)
     features = FeatureStore.open(run.path("features", 0) / "captioner")
     components = {name: build_component(name, spec.open(), r.options, r.source) for name, r in recipe.rewards.items()}
+    captioner = load_captioner(run.path("mle", 0) / "best")
+    captions = {i: run.dataset.references(i) for i in run.labelled_ids(run.dataset)}
     train_scst(
-        load_captioner(run.path("mle", 0) / "best"),
+        captioner,
         scst_schedule(run, 0),
         features,
         components,
@@ -54,6 +57,7 @@ def one_process(run: Run, folder: Path, learner: str = "float32", rollout: str =
         journal=FolderJournal(folder),
         precision=getattr(torch, learner),
         rollout_precision=getattr(torch, rollout),
+        labelled=LabelledSet(captions, captioner.tokenizer, recipe.captioner.max_length),
     )
     return folder
 
@@ -118,6 +122,18 @@ def test_ray_equals_the_one_process_loop(ray_session: Any, tiny_run: Any, tmp_pa
     before = load_captioner(run.path("mle", 0) / "best").state_dict()
     after = parameters(expected, 5)
     assert any(not torch.equal(before[name], after[name]) for name in before)  # it did learn something
+
+
+def test_every_part_of_the_objective_is_equal_too(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
+    objective = {"objective": "ppo", "ppo_epochs": 2, "minibatches": 2, "kl_weight": 0.1, "entropy_weight": 0.01,
+                 "mle_weight": 0.5, "mle_batch_size": 4, "steps": 3}  # fmt: skip
+    run = tiny_run("objective", scst=objective, cluster={"rollout_workers": 2})
+    expected = one_process(run, tmp_path / "reference")
+    run_recipe(run.recipe)
+    assert_equal(run.path("scst", 0), expected, 3)
+    for figure in ("kl", "entropy", "mle_loss", "clipped"):
+        ours, theirs = ([record[figure] for record in records(folder)] for folder in (run.path("scst", 0), expected))
+        assert ours == theirs
 
 
 def test_killed_after_step_3_and_resumed_is_the_same(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,8 @@ from raycap.cluster.retrying import TRACEBACK
 from raycap.cluster.run import run_recipe
 from raycap.errors import RecipeError, Stopped, WorkFailed
 from raycap.train.journal import TRAINER, FolderJournal, read_log
+from raycap.train.stopping import ask_to_stop
+from tests.chaos.monkey import logged
 
 from .faulty import with_a_fault
 from .test_equality import assert_equal, one_process
@@ -115,6 +119,25 @@ def test_a_checkpoint_that_was_cut_short(ray_session: Any, tiny_run: Any, plant:
     assert f"{TRAINER} has" in broken["error"]
     assert (folder / "checkpoints" / "broken-step-000007").is_dir()
     assert json.loads((folder / "finished.json").read_text())["set_aside"] == []
+
+
+def test_a_stop_is_heard_while_the_first_step_is_waited_for(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
+    """What was seen before that step is in the checkpoint, and is not looked at again."""
+    hangs = {"source": "tests.cluster.faulty:Faulty", "options": {"fault": "hang", "marker": str(tmp_path / "hangs")}}
+    run = tiny_run("waits", rewards={"cider": {}, "mine": {**hangs, "weight": 0.1}})
+    folder = run.path("scst", 0)
+
+    def stop() -> None:
+        while not (tmp_path / "hangs").exists() or logged(folder) < 0:
+            time.sleep(0.1)
+        ask_to_stop(folder, "planted")
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(Stopped, match="stopped after step 0 with a checkpoint: planted"):
+        run_recipe(run.recipe)
+    run_recipe(run.recipe)
+    assert_equal(folder, one_process(run, tmp_path / "reference"))
+    assert steps(run) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_stall_says_who_waits_for_whom(ray_session: Any, tiny_run: Any) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raycap.cluster.exchange import Exchange
@@ -13,7 +17,7 @@ from raycap.cluster.rollout_worker import RolloutActor
 from raycap.errors import CheckpointError
 from raycap.recipe import SCSTRecipe
 from raycap.train.prompts import PromptSchedule
-from raycap.types import Lease
+from raycap.types import ComponentScores, Generation, Lease, WeightsId
 
 pytestmark = pytest.mark.ray
 
@@ -47,3 +51,61 @@ def test_what_is_let_go_is_that_attempt_and_no_other(tmp_path: Path) -> None:
     assert worker._held == {(3, 1): now}
     worker._let_go(now)
     assert worker._held == {}
+
+
+class Held:
+    """Pools that score nothing before they are let."""
+
+    names = ("mine",)
+
+    def __init__(self) -> None:
+        self.let, self.out = threading.Event(), 0
+
+    def score(self, lease: Lease, generation: Generation, waiting: Callable[..., None]) -> dict[str, ComponentScores]:
+        self.out += 1
+        self.let.wait(60)
+        return {"mine": ComponentScores(np.zeros((1, 1), np.float32), np.zeros(1, np.float32))}
+
+
+class Quick:
+    """Generates nothing, at once."""
+
+    weights_id = None
+
+    def __init__(self) -> None:
+        self.generated: list[int] = []
+
+    def load(self, published: Any) -> None:
+        self.weights_id = published
+
+    def generate(self, lease: Lease) -> Generation:
+        self.generated.append(lease.number)
+        return Generation(np.zeros((1, 1), np.int64), np.ones(1, np.int64), np.zeros((1, 1), np.float32),
+                          np.ones(1, bool), ("a",), ("a",), np.ones(1, bool), 1)  # fmt: skip
+
+
+def test_no_more_rewards_are_out_than_the_recipe_lets(ray_session: Any, tmp_path: Path) -> None:
+    schedule = PromptSchedule([f"i{n}" for n in range(8)], batch_size=8, lease_size=1, seed=0)
+    exchange = ray_session.remote(Exchange).options(num_cpus=0, max_concurrency=10).remote(
+        schedule, total_steps=1, max_policy_lag=0, lease_timeout_s=60.0, quarantine_after=3
+    )  # fmt: skip
+    ray_session.get(exchange.reset.remote(0, 0))
+    ray_session.get(exchange.publish.remote(WeightsId(0, 0), [ray_session.put(WeightsId(0, 0))]))
+    pools, quick, folder = Held(), Quick(), str(tmp_path / "nowhere")
+    actor = RolloutActor("rollout-0", folder, folder, SCSTRecipe(), pools, max_length=5, seed=0, threads=1,
+                         device="cpu", ahead=2)  # fmt: skip
+    actor.refused, actor.worker = None, quick
+    working = threading.Thread(target=actor.run, args=(exchange,), daemon=True)
+    working.start()
+    deadline = time.monotonic() + 60
+    while pools.out < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)  # in which nothing more may come
+    assert quick.generated == [0, 1, 2], "two whose rewards are out, and one more that is made meanwhile"
+    pools.let.set()
+    taken = ray_session.get(exchange.take.remote(0, 0, 1, 60.0))
+    assert [r.lease.number for r in taken] == list(range(8))
+    ray_session.get(exchange.close.remote())
+    working.join(timeout=60)
+    assert not working.is_alive()
+    ray_session.kill(exchange)
