@@ -10,6 +10,9 @@ import kubernetes_validate as validate
 import pytest
 import yaml
 
+from raycap.cluster.resources import ROLLOUT, count_that_fits, gpus_of, shortage, wants_of
+from raycap.recipe import load_recipe
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -63,5 +66,25 @@ def test_the_ray_job_is_one() -> None:
     for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    assert spec["entrypoint"].split()[:2] == ["python", "/home/ray/raycap/jobs/scst.py"]
     required = (ROOT / "requirements.txt").read_text()
     assert f"]=={cluster['rayVersion']}\n" in required[required.index("ray[") :].partition("\n")[0] + "\n"
+
+
+def test_the_ray_job_s_nodes_have_room_for_what_it_starts() -> None:
+    """All of it when every node has come; the learner and no worker before."""
+    job = load("kuberay.yaml")["spec"]
+    overrides = job["entrypoint"].split()[2:]
+    recipe = load_recipe(overrides[0].removeprefix("recipe="), overrides[1:], {})
+    assert recipe.cluster.autoscaling
+    templates, nodes = pods(), {"first": [{"CPU": 0.0}], "all": [{"CPU": 0.0}]}
+    for group in job["rayClusterSpec"]["workerGroupSpecs"]:
+        asked = templates[group["groupName"]]["spec"]["containers"][0]["resources"]["limits"]
+        node = {"CPU": float(asked["cpu"]), "GPU": float(asked["nvidia.com/gpu"])}
+        nodes["first"] += [node] * group["minReplicas"]
+        nodes["all"] += [node] * group["maxReplicas"]
+    wants = wants_of("scst", recipe, lambda role: gpus_of(role, recipe, nodes["all"]))
+    assert shortage(nodes["all"], wants) == ""
+    assert count_that_fits(nodes["first"], wants, ROLLOUT) == 0
+    assert shortage(nodes["first"], wants[:1]) == ""
+    assert shortage(nodes["first"], wants).startswith("needs 28 CPUs, the cluster has 8")

@@ -127,10 +127,10 @@ def run_recipe(recipe: Recipe) -> Run:
     check_models(recipe)
     with working_in(run.folder), connected():
         check_rewards(recipe)
-        check_room(run)
         check_inputs(run)
         if recipe.rerun != "stale":
             refuse_stale([run.stage_folder(name, seed) for name, seed in todo])
+        check_room(run)
         if todo[0][0] == "prepare":
             _run_stage(run, *todo.pop(0))
         if todo:
@@ -148,20 +148,28 @@ def check_rewards(recipe: Recipe) -> None:
 
 
 def check_room(run: Run) -> None:
-    """What a stage wants at one time and the cluster does not have is refused before anything runs; where nodes may
-    still come (`cluster.autoscaling`) it is said.
+    """What a missing stage wants at one time and the cluster does not have is refused before anything runs; where nodes
+    may still come (`cluster.autoscaling`) it is said.
 
     Raises:
         RecipeError: it does not fit.
     """
     recipe = run.recipe
     for stage in ("scst", "mle", "mle_continued"):
-        short = shortage(nodes(), run.wants(stage)) if stage in recipe.stages else ""
+        short = shortage(nodes(), run.wants(stage)) if _is_missing(run, stage) else ""
         if short and not recipe.cluster.autoscaling:
             raise RecipeError(short, key="stages", value=stage, remedy=_ROOM)
         if short:
             print(f"{stage}: {short}; cluster.autoscaling is set, so it begins with what there is room for and waits "
                   "for more nodes", flush=True)  # fmt: skip
+
+
+def _is_missing(run: Run, stage: str) -> bool:
+    """Whether a stage of the recipe is still to be done, for some seed."""
+    if stage not in run.recipe.stages:
+        return False
+    folders = [run.stage_folder(stage, seed) for seed in run.recipe.run_seeds]
+    return any(folder.finished is None or folder.changes() for folder in folders)
 
 
 _ROOM = (

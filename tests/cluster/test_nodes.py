@@ -60,6 +60,7 @@ run_recipe(recipe)
 ray.shutdown()
 cluster.shutdown()
 print("END", flush=True)
+os._exit(0)  # of a cluster with a killed node the last of Ray's threads may crash at a plain end
 """
 
 
@@ -71,7 +72,7 @@ def struck(run: Any, doomed: str, deadline_s: float = 0.0, **environment: str) -
     done = subprocess.run(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800, check=False
     )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.stdout.endswith("END\n"), done.stdout[-5000:]
     return done.stdout
 
 
@@ -99,9 +100,9 @@ def test_without_its_node_the_learner_takes_the_place_of_workers(tiny_run: Any, 
 
 def test_a_node_that_is_taken_away_is_told_of(tiny_run: Any, tmp_path: Path) -> None:
     """At the notice a checkpoint is written and training goes on; when the node goes the learner starts elsewhere."""
-    steps = 40 * STEPS
+    steps = 15 * STEPS
     run = tiny_run("notice", cluster=CLUSTER, scst={"steps": steps, "select_every": 10})
-    said = struck(run, "learner", 20.0, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
+    said = struck(run, "learner", 12.0, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
     told = re.findall(r"the node of rank 0 will be taken away in \d+ s; checkpoint of step (\d+) written", said)
     assert len(set(told)) == 1, "once for the notice; Ray prints some lines twice"
     assert_equal(run.path("scst", 0), one_process(run, tmp_path / "reference"), steps)

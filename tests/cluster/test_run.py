@@ -163,8 +163,10 @@ def test_adapters_count_where_there_are_some(tmp_path: Path) -> None:
 
 
 def test_where_things_run_makes_nothing_stale(finished: Run) -> None:
+    """Nor need there be room for what is finished."""
     before = times(finished)
-    run_recipe(whole(finished.folder.parent, cluster={"rollout_workers": 3, "lease_timeout_s": 30}))
+    cluster = {"rollout_workers": 99, "rollout_cpus": 1, "learner_cpus": 99, "lease_timeout_s": 30}
+    run_recipe(whole(finished.folder.parent, cluster=cluster))
     assert times(finished) == before
 
 
