@@ -77,9 +77,9 @@ class NumberedWorker(RewardWorker):
 class SlowToStart(NumberedWorker):
     """One that takes longer to start again than a batch's calls are made."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         time.sleep(2.0)
-        super().__init__(*args)
+        super().__init__(*args, **options)
 
 
 def with_a_fault(loop: Callable[[dict[str, Any]], dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:

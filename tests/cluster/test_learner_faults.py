@@ -144,7 +144,7 @@ def test_a_stall_says_who_waits_for_whom(ray_session: Any, tiny_run: Any) -> Non
     hangs = {"source": "tests.cluster.faulty:Faulty", "options": {"fault": "hang"}}
     run = tiny_run("stall", rewards={"cider": {}, "mine": hangs}, cluster={"stall_timeout_s": 4, "rollout_workers": 2})
     said = r"cluster\.stall_timeout_s = 4\.0: step 0 got no further for so long: .*rollout-\d, which holds lease 0/\d "
-    with pytest.raises(WorkFailed, match=said + r"since \d+ s ago, waits for rewards: mine \(for \d+ s\)"):
+    with pytest.raises(WorkFailed, match=said + r"since \d+ s ago, waits for rewards: (cider, )?mine \(for \d+ s\)"):
         run_recipe(run.recipe)
     assert steps(run) == [0]
 

@@ -85,7 +85,7 @@ def test_mle_writes_a_checkpoint_and_goes_on(
     monkeypatch.setattr(
         training_stages, "run_train_job", lambda loop, config, cluster, folder: loop({**config, "watched": True})
     )
-    monkeypatch.setattr(training_stages, "training_group", lambda cluster: Alone())
+    monkeypatch.setattr(training_stages, "training_group", lambda *_: Alone())
     monkeypatch.setattr(preemption, "ASK_EVERY_S", 0.0)
     monkeypatch.setattr(preemption, "_ask_ray_train", lambda: Notice(["a"], [0]))
     saved: list[int] = []

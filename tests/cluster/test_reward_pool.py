@@ -163,7 +163,7 @@ def test_an_actor_that_takes_long_to_come_back_is_one_death(
     folder.mkdir(parents=True, exist_ok=True)
     spec = training_stages.reward_context(run, folder)
     monkeypatch.setattr(training_stages, "RewardWorker", SlowToStart)
-    (actor,) = training_stages._reward_actors("cider", spec, run)
+    (actor,) = training_stages._reward_actors(Want("cider", 1, 0.0, 0.0), spec, run)
     pools = RewardPools({"cider": [actor]}, retries=2)
     known = json.loads(Path(spec.labelled).read_text())
     of_run = Lease(0, 0, tuple(Prompt(image_id, n) for n, image_id in enumerate(known[:2])))

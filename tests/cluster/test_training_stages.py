@@ -81,8 +81,8 @@ def test_mle_that_began_in_bfloat16_goes_on_in_it(tiny_run: Any, monkeypatch: py
 
     cut = begin("cut", "bfloat16")
 
-    def breaking(folder: str, group: Any, *, logging: Any, **options: Any) -> FolderJournal:
-        return BreakingJournal(Path(folder), breaks_at=4, **options)
+    def breaking(folder: str, group: Any, *, keep: int, about: Any, **_: Any) -> FolderJournal:
+        return BreakingJournal(Path(folder), breaks_at=4, keep=keep, about=about)
 
     with monkeypatch.context() as patched:
         patched.setattr(training_stages, "rank_journal", breaking)
