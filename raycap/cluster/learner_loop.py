@@ -71,7 +71,12 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     def stop_where_asked() -> None:
         """Between two steps, and while one is waited for."""
         if leaving := notices.fresh():
-            save(learner, steering, journal, elapsed)
+            failed: RaycapError | None = None
+            try:
+                save(learner, steering, journal, elapsed)
+            except RaycapError as raised:
+                failed = raised
+            together(group, failed)
             if group.rank == 0:
                 print(f"scst: {leaving}; checkpoint of step {learner.step} written, training goes on", flush=True)
         why = journal.stop_asked() if group.rank == 0 else ""
