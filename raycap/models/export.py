@@ -88,7 +88,7 @@ def _fill(folder: Path, origin: Origin, captioner: PrefixCaptioner) -> None:
     for role, path in clips.items():
         _copy_clip(path, folder / "clips" / role)
     if captioner.config.lm_tuning == "lora":
-        _merge(captioner)
+        _merge(captioner, origin.folder)
     if captioner.config.lm_source:
         _save_lm(folder / LM, captioner)
         changes |= {"captioner.lm": LM} if Path(origin.recipe.captioner.lm or "").is_dir() else {}
@@ -134,12 +134,16 @@ def _copy_clip(source: Path, target: Path) -> None:
     (target / clip_files.ABOUT).write_text(json.dumps({**about, "weights": _CLIP_WEIGHTS}))
 
 
-def _merge(captioner: PrefixCaptioner) -> None:
+def _merge(captioner: PrefixCaptioner, checkpoint: Path) -> None:
     """Adapters into the weights beside them: the export is a plain model, which needs no peft and decodes faster.
 
     A pretrained LM, which is stored beside the captioner, is then one to be left as it lies there.
     """
-    merge_adapters(captioner.lm)
+    try:
+        merge_adapters(captioner.lm)
+    except ValueError as error:
+        raise CheckpointError("its adapters hold numbers that are not finite", key="checkpoint", value=str(checkpoint),
+                              remedy="take the checkpoint before it, or train the stage again") from error  # fmt: skip
     tuning = "frozen" if captioner.config.lm_source else "full"
     captioner.config = replace(captioner.config, lm_tuning=tuning, lora={})
 

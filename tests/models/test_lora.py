@@ -337,6 +337,16 @@ def test_an_export_is_a_plain_model_that_says_the_same(
     assert generate(captioner, pictures(8), **options).captions != theirs.captions, "the adapters say nothing here"
 
 
+def test_broken_adapters_are_not_merged(tmp_path: Path, pretrained_lm: Path) -> None:
+    captioner = moved(build(pretrained_lm))
+    with torch.no_grad():
+        next(iter(adapted(captioner).values())).lora_A["default"].weight[0, 0] = torch.nan
+    values = load_recipe("flickr8k", [f"captioner.lm={pretrained_lm}", "captioner.lm_tuning=lora"], {})
+    save_captioner(tmp_path / "best", captioner, {"recipe": values.model_dump(mode="json")})
+    with pytest.raises(CheckpointError, match=r"checkpoint = .*best.*not finite"):
+        export_captioner(tmp_path, tmp_path.parent / "export")
+
+
 @pytest.mark.parametrize(
     ("targets", "names"),
     [
