@@ -156,7 +156,8 @@ class RewardPools:
         """Scores of a lease by every component, all asked at once. Several threads may ask.
 
         Args:
-            waiting: called with whom it waits for, the components that have not answered: when one has, and now and then.
+            waiting: called with whom it waits for, the components that have not answered; now and then, and when one
+                has.
 
         Raises:
             RewardError: a component broke the contract.
