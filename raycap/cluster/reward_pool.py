@@ -157,7 +157,8 @@ class RewardPools:
         """Scores of a lease by every component, all asked at once. Several threads may ask.
 
         Args:
-            waiting: called now and then with whom it waits for: the components that have not answered.
+            waiting: called with whom it waits for, the components that have not answered; now and then, and when one
+                has.
 
         Raises:
             RewardError: a component broke the contract.
@@ -175,8 +176,8 @@ class RewardPools:
             for name in (refs[ref] for ref in ended):
                 if (answer := self._answer(asked[name])) is not None:
                     scores[name] = answer
-            if not ended or any(asked[name].knocking for name in left):
-                waiting([asked[name].whom for name in left])
+            if still := [asked[name].whom for name in left if name not in scores]:
+                waiting(still)
         return {name: scores[name] for name in self.actors}
 
     def _ask(self, name: str, lease: Lease, generation: Generation) -> _Asked:

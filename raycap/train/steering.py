@@ -29,7 +29,7 @@ class Steering:
 
     @property
     def has_looked(self) -> bool:
-        """Also one that was stopped before its first step."""
+        """Whether `select` was ever looked at: a run that was stopped before its first step has done so."""
         return self.keeper.start is not None
 
     def observe(self, step: int, values: Mapping[str, Any]) -> None:
