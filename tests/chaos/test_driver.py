@@ -112,7 +112,7 @@ def test_the_second_signal_ends_at_once(driver: Callable[[Run], Any], tiny_run: 
 
 
 def test_a_stop_is_heard_while_rewards_wait_for_room(driver: Callable[[Run], Any], tiny_run: Any) -> None:
-    run = tiny_run("rewards", rewards={"cider": {"num_cpus": 64}})
+    run = tiny_run("rewards", rewards={"cider": {"num_cpus": 64}}, cluster={"autoscaling": True})
     process = driver(run)
     folder = run.path("scst", 0)
     deadline = time.monotonic() + 300
