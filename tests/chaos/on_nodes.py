@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-import threading
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +22,31 @@ NODE = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
 HEAD = {**NODE, "num_cpus": 0, "include_dashboard": False}
 
 
-class Nodes(threading.Thread):
-    """Kills nodes of the run in `folder`, and adds new ones.
+def harm(cluster: Any, workers: list[Any], folder: Path, *, kills: int, every: int, seed: int) -> None:
+    """Kill nodes of the run in `folder`, and add new ones, in this process's main thread, as Ray wants it.
 
     Args:
         kills: how many; the first is that of the learner.
         every: steps between two of them.
     """
+    from tests.chaos.monkey import logged
 
-    def __init__(self, cluster: Any, workers: list[Any], folder: Path, *, kills: int, every: int, seed: int) -> None:
-        super().__init__(daemon=True)
-        self.cluster, self.workers, self.folder = cluster, workers, folder
-        self.kills, self.every, self.draws = kills, every, np.random.default_rng(seed)
+    draws = np.random.default_rng(seed)
+    for number in range(kills):
+        while logged(folder) < 2 + number * every:
+            time.sleep(0.05)
+        time.sleep(draws.uniform(0, 0.5))
+        place = _of_the_learner(workers) if number == 0 else int(draws.integers(len(workers)))
+        lost = workers.pop(place)
+        print(json.dumps({"killed": _titles(lost), "step": logged(folder)}), flush=True)
+        cluster.remove_node(lost, allow_graceful=False)
+        time.sleep(3.0)  # what is left goes on, as far as there is room
+        workers.append(cluster.add_node(**NODE))
+        print(json.dumps({"added": len(workers)}), flush=True)
 
-    def run(self) -> None:
-        from tests.chaos.monkey import logged
 
-        for number in range(self.kills):
-            while logged(self.folder) < 2 + number * self.every:
-                time.sleep(0.05)
-            time.sleep(self.draws.uniform(0, 0.5))
-            place = self._of_the_learner() if number == 0 else int(self.draws.integers(len(self.workers)))
-            lost = self.workers.pop(place)
-            told: dict[str, Any] = {"killed": _titles(lost), "step": logged(self.folder)}
-            self.cluster.remove_node(lost, allow_graceful=False)
-            print(json.dumps(told), flush=True)
-            time.sleep(3.0)  # what is left goes on, as far as there is room
-            self.workers.append(self.cluster.add_node(**NODE))
-            print(json.dumps({"added": len(self.workers)}), flush=True)
-
-    def _of_the_learner(self) -> int:
-        return max(range(len(self.workers)), key=lambda place: "ray::RayTrainWorker" in _titles(self.workers[place]))
+def _of_the_learner(workers: list[Any]) -> int:
+    return max(range(len(workers)), key=lambda place: "ray::RayTrainWorker" in _titles(workers[place]))
 
 
 def _titles(node: Any) -> dict[str, int]:
@@ -67,6 +62,13 @@ def _titles(node: Any) -> dict[str, int]:
         if parent == raylet and title.startswith("ray::"):
             found[title.split(".")[0].strip()] += 1
     return dict(found)
+
+
+def _end_with_it(doing: Future[Any]) -> None:
+    """A run that failed is waited for no longer."""
+    if doing.exception() is not None:
+        print(f"failed: {doing.exception()}", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def main() -> None:
@@ -86,9 +88,11 @@ def main() -> None:
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         run_recipe(whole)
-        folder = Run(ravaged, STAGES).path("scst", 0)
-        Nodes(cluster, workers, folder, kills=kills, every=every, seed=seed).start()
-        run_recipe(ravaged)
+        with ThreadPoolExecutor(1) as driver:
+            doing = driver.submit(run_recipe, ravaged)
+            doing.add_done_callback(_end_with_it)
+            harm(cluster, workers, Run(ravaged, STAGES).path("scst", 0), kills=kills, every=every, seed=seed)
+            doing.result()
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -92,34 +92,3 @@ def test_the_same_command_goes_on(driver: Callable[[Run], Any], tiny_run: Any, t
 
 def _newest(folder: Path) -> int:
     return int(FolderJournal(folder).checkpoints[-1].name.removeprefix("step-"))
-
-
-def test_the_second_signal_ends_at_once(driver: Callable[[Run], Any], tiny_run: Any) -> None:
-    """While no learner answers, for want of room."""
-    run = tiny_run("room", cluster={"learner_cpus": 64})
-    process = driver(run)
-    folder = run.path("scst", 0)
-    deadline = time.monotonic() + 300
-    while not (folder / "rewards.json").exists() and time.monotonic() < deadline:  # what comes next is the learner
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(1.0)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "raycap: stopped; the same command goes on from the last checkpoint" in said
-
-
-def test_a_stop_is_heard_while_rewards_wait_for_room(driver: Callable[[Run], Any], tiny_run: Any) -> None:
-    run = tiny_run("rewards", rewards={"cider": {"num_cpus": 64}}, cluster={"autoscaling": True})
-    process = driver(run)
-    folder = run.path("scst", 0)
-    deadline = time.monotonic() + 300
-    while not (folder / "prompts.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(2.0)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "raycap: stopped before it learned anything: SIGTERM" in said
