@@ -16,7 +16,7 @@ import pytest
 
 from tests.cluster.test_equality import assert_equal, one_process
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = 40
 CLUSTER = {"rollout_workers": 3, "rollout_cpus": 1, "learner_cpus": 1, "stall_timeout_s": 300, "max_failures": 5}
