@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raycap.errors import WorkFailed
-from raycap.train.optimizing import Group
+from raycap.train.group import Group
 from raycap.train.prompts import PromptSchedule
 from raycap.types import Rollouts
 

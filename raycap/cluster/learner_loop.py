@@ -16,7 +16,7 @@ from typing import Any
 from raycap.cluster.accounting import set_aside
 from raycap.cluster.reaching import answer, away, reached
 from raycap.cluster.tasks import on
-from raycap.cluster.train_job import built_together, rank_journal, together, training_group
+from raycap.cluster.train_job import rank_journal, training_group
 from raycap.data.dataset import PreparedDataset
 from raycap.data.features import FeatureStore
 from raycap.errors import RaycapError, WorkFailed
@@ -24,10 +24,10 @@ from raycap.models.checkpoint import load_captioner
 from raycap.models.recompute import recompute_blocks
 from raycap.recipe import Recipe
 from raycap.rewards.mix import Mix
+from raycap.train.group import Group, built_together, of_first, together
 from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
-from raycap.train.optimizing import Group
 from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, same_step
 from raycap.train.scst import finish_step, first_look, save, summary
@@ -158,7 +158,7 @@ def next_incarnation(folder: Path) -> int:
 
 
 def _of_rank_0(number: int, group: Group) -> int:
-    return int(group.sum_values([float(number) if group.rank == 0 else 0.0])[0])
+    return int(of_first(group, [number])[0])
 
 
 def _publish(exchange: Any, learner: Learner) -> bool:

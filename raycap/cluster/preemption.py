@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from raycap.train.optimizing import Group
+from raycap.train.group import Group
 
 WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 

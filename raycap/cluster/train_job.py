@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,8 +24,8 @@ from raycap.cluster.tasks import one_node
 from raycap.errors import RaycapError, Stopped, WorkFailed
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, LoggingRecipe
+from raycap.train.group import Alone, DistributedGroup, Group, built_together, together
 from raycap.train.journal import FolderJournal
-from raycap.train.optimizing import Alone, Group
 from raycap.train.sinks import all_of, sinks_of
 
 Built = TypeVar("Built")
@@ -60,39 +59,9 @@ def training_group(cluster: ClusterRecipe, device: str) -> Group:
 
     if ray.train.get_context().get_world_size() == 1:
         return Alone()
-    from raycap.train.group import DistributedGroup
     from raycap.train.sharding import ShardingGroup
 
     return ShardingGroup(device) if cluster.learner_sharding == "fsdp" else DistributedGroup()
-
-
-def together(group: Group, error: RaycapError | None) -> None:
-    """All ranks go on, or all of them end here: one that returned alone would leave the others waiting for it.
-
-    Raises:
-        RaycapError: this rank's own, else the first of the others', as it was raised there. The driver hears of rank
-            0's only, and a command exits with the status of its kind.
-    """
-    pickled = group.gather_texts(pickle.dumps(error).hex() if error else "")
-    if error:
-        raise error
-    for other in filter(None, pickled):
-        raise pickle.loads(bytes.fromhex(other))
-
-
-def built_together(group: Group, build: Callable[[], Built]) -> Built:
-    """What `build` makes, once it has made it on every rank.
-
-    Raises:
-        RaycapError: it failed on one of them.
-    """
-    try:
-        made = build()
-    except RaycapError as error:
-        together(group, error)
-        raise
-    together(group, None)
-    return made
 
 
 def rank_journal(

@@ -26,7 +26,7 @@ from raycap.cluster.silence import START_S
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
 from raycap.cluster.tasks import nodes, on
-from raycap.cluster.train_job import built_together, rank_journal, run_train_job, training_group
+from raycap.cluster.train_job import rank_journal, run_train_job, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.models.build import new_captioner
@@ -38,6 +38,7 @@ from raycap.recipe import ClusterRecipe, Recipe, SCSTRecipe
 from raycap.recipe.sections import WITH_REFERENCES
 from raycap.rewards.cider import write_document_frequency
 from raycap.rewards.context import ContextSpec
+from raycap.train.group import built_together
 from raycap.train.labelled import LabelledSet
 from raycap.train.mle import Control, train_mle
 from raycap.train.prompts import PromptSchedule

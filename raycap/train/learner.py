@@ -25,26 +25,17 @@ from raycap.rewards.mix import Mix
 from raycap.rl.advantages import Advantages, combine
 from raycap.rl.diagnostics import ratio_diagnostics
 from raycap.rl.losses import cross_entropy, denominator_of
+from raycap.train.group import Alone, Group, of_first
 from raycap.train.labelled import LabelledSet
 from raycap.train.objective import Samples, minibatches, policy_loss
-from raycap.train.optimizing import (
-    Alone,
-    Average,
-    Group,
-    clip_gradients,
-    micro_batches,
-    set_lr,
-    warmup_cosine,
-    warmup_linear,
-)
+from raycap.train.optimizing import Average, clip_gradients, micro_batches, set_lr
+from raycap.train.schedules import scst_factor
 from raycap.train.sharding import idle_pass
 from raycap.train.standing import Standing
 from raycap.train.step_figures import Sums, digest, mean_of, prompts_digest, reward_figures
 from raycap.train.turns import Turns
 from raycap.train.views import training_views
 from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
-
-FALLS = {"linear": warmup_linear, "cosine": warmup_cosine}
 
 
 class Learner:
@@ -133,7 +124,7 @@ class Learner:
             self._refer(self.reference, leases)
         places = [np.flatnonzero(lease.kept) + lease.lease.number * recipe.lease_size for lease in leases]
         told = Sums()
-        set_lr(self.optimizer, recipe.lr * self._factor())
+        set_lr(self.optimizer, recipe.lr * scst_factor(recipe, self.step))
         for number, chosen in enumerate(minibatches(places, recipe, seed=self.seed, step=self.step)):
             told.add(self._descend(leases, chosen, number))
         self.average.update()
@@ -149,11 +140,6 @@ class Learner:
             "rollouts": digest(rollouts),
         }
 
-    def _factor(self) -> float:
-        recipe = self.recipe
-        fall = FALLS[recipe.lr_schedule]
-        return fall(self.step, warmup=recipe.warmup_steps, total=recipe.steps, floor=recipe.lr_floor)
-
     def _weights(self) -> dict[str, float]:
         """Weights of the update that the log calls step `self.step` + 1.
 
@@ -162,7 +148,7 @@ class Learner:
         mine = self.mix.at(self.step + 1)
         if not self.mix.has_state:
             return mine
-        values = self.group.sum_values(list(mine.values()) if self.group.rank == 0 else [0.0] * len(mine))
+        values = of_first(self.group, list(mine.values()))
         return dict(zip(mine, values, strict=True))
 
     def _lease(self, rollout: Rollouts, advantages: Advantages) -> _Lease:

@@ -22,10 +22,12 @@ from raycap.models.precision import computing_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import MLERecipe
 from raycap.rl.losses import cross_entropy
+from raycap.train.group import Alone, Group, of_first
 from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
-from raycap.train.optimizing import Alone, Average, Group, adamw, clip_gradients, micro_batches, set_lr, warmup_cosine
+from raycap.train.optimizing import Average, adamw, clip_gradients, micro_batches, set_lr
 from raycap.train.resuming import load_training_state, same_step, training_state
+from raycap.train.schedules import warmup_cosine
 from raycap.train.seeding import DROPOUT, seed_torch
 from raycap.train.sharding import idle_pass
 from raycap.train.standing import Standing
@@ -102,7 +104,7 @@ def train_mle(
     def spent() -> float:
         """Seconds of training so far; where they decide something, rank 0's for all ranks."""
         mine = seconds + time.perf_counter() - started
-        return mine if limit is None else group.sum_values([mine if group.rank == 0 else 0.0])[0]
+        return mine if limit is None else of_first(group, [mine])[0]
 
     def over() -> bool:
         if limit is not None:
@@ -216,7 +218,7 @@ def _recorded_steps(control: Control | None, group: Group) -> int:
     if group.rank == 0 and control.record.exists():
         found = json.loads(control.record.read_text())
         steps = 0 if "seconds" in found else int(found["steps"])  # with them it is the guess of an older raycap
-    return int(group.sum_values([float(steps)])[0])
+    return int(of_first(group, [steps])[0])
 
 
 def _record_steps(control: Control | None, steps: int, group: Group) -> None:

@@ -1,95 +1,15 @@
-"""What every loop needs around a gradient: the learning rate of a step, averaged weights, gradients over ranks."""
+"""What every loop needs around a gradient: batches in pieces, the optimizer, a limit for the norm, averaged weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from raycap.errors import WorkFailed
-from raycap.models.prefix import PrefixCaptioner
 from raycap.train.shards import put, whole
-
-
-class Group(Protocol):
-    """The ranks that learn together, and how they hold what learns: whole on every rank, or each a share of it.
-
-    `sum_gradients` adds up in a fixed order, so a run repeats itself.
-    """
-
-    rank: int
-    size: int
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None: ...
-    def sum_values(self, values: list[float]) -> list[float]: ...
-    def gather_texts(self, text: str) -> list[str]: ...
-
-    def starts_on(self, device: str) -> str:
-        """Where a captioner that is to learn on a device is put before it is held."""
-        ...
-
-    def shown(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
-        """What others will see of a captioner that is not held yet: itself, or on rank 0 a copy of its own."""
-        ...
-
-    def hold(self, captioner: PrefixCaptioner) -> None:
-        """Change a captioner in place to how the ranks hold it, before anything is made of its parameters."""
-        ...
-
-    def idle_passes(self, mine: int) -> int:
-        """How often this rank must go through the captioner besides its own `mine`, so that all do equally often."""
-        ...
-
-
-class Whole:
-    """Every rank has all of the captioner, and none needs the others while it computes."""
-
-    def starts_on(self, device: str) -> str:
-        return device
-
-    def shown(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
-        return captioner
-
-    def hold(self, captioner: PrefixCaptioner) -> None:
-        """It is whole."""
-
-    def idle_passes(self, mine: int) -> int:
-        return 0
-
-
-class Alone(Whole):
-    """One process, one rank."""
-
-    rank, size = 0, 1
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Nothing to add."""
-
-    def sum_values(self, values: list[float]) -> list[float]:
-        return values
-
-    def gather_texts(self, text: str) -> list[str]:
-        return [text]
-
-
-def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
-    """Factor of the peak learning rate: linear from 0 over `warmup` steps, then a cosine down to `floor` at `total`."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def warmup_linear(step: int, *, warmup: int, total: int, floor: float) -> float:
-    """Factor of the peak learning rate: linear up over `warmup` steps, then linear down to `floor` at `total`."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 1 - (1 - floor) * progress
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -9,8 +9,9 @@ import torch
 from raycap.errors import CheckpointError
 from raycap.models.checkpoint import load_captioner
 from raycap.models.prefix import PrefixCaptioner
+from raycap.train.group import Group
 from raycap.train.journal import Journal
-from raycap.train.optimizing import Average, Group
+from raycap.train.optimizing import Average
 from raycap.train.shards import load_optimizer, put
 from raycap.train.standing import Standing
 

@@ -21,10 +21,10 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, SCSTRecipe
 from raycap.rewards.contract import Component, score_generation
 from raycap.rewards.mix import Mix
+from raycap.train.group import Alone
 from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner, seen_by
-from raycap.train.optimizing import Alone
 from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, training_state
 from raycap.train.steering import Steering

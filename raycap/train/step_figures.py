@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycap.rl.advantages import Advantages, shares_of
-from raycap.train.optimizing import Group
+from raycap.train.group import Group
 from raycap.types import Lease, Rollouts
 
 

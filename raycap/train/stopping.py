@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from raycap.errors import Stopped
-from raycap.train.optimizing import Group
+from raycap.train.group import Group
 from raycap.whole_file import write_whole
 
 STOP = "stop"

@@ -9,7 +9,7 @@ import pytest
 
 from raycap.cluster.accounting import set_aside
 from raycap.errors import WorkFailed
-from raycap.train.optimizing import Alone
+from raycap.train.group import Alone
 from raycap.train.prompts import PromptSchedule
 from raycap.types import Rollouts
 

@@ -12,7 +12,7 @@ import ray
 from raycap.cluster import learner_loop, training_stages
 from raycap.cluster.learner_loop import _take
 from raycap.errors import WorkFailed
-from raycap.train.optimizing import Alone
+from raycap.train.group import Alone
 
 GONE = ray.exceptions.ActorUnavailableError("away", None)
 

@@ -11,8 +11,8 @@ import pytest
 from raycap.cluster import preemption, training_stages
 from raycap.cluster.preemption import ASK_EVERY_S, Notices
 from raycap.cluster.training_stages import mle_stage
+from raycap.train.group import Alone
 from raycap.train.journal import FolderJournal
-from raycap.train.optimizing import Alone
 from tests.train.conftest import on_ranks
 
 __all__ = ["on_ranks"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from raycap.cluster.train_job import built_together
 from raycap.errors import CheckpointError, RaycapError, WorkFailed
+from raycap.train.group import built_together
 from tests.train.conftest import ThreadGroup
 
 

@@ -12,8 +12,8 @@ from raycap.cluster import learner_loop, precision, training_stages
 from raycap.cluster.stages import Run
 from raycap.cluster.training_stages import mle_stage
 from raycap.models.recompute import recompute_blocks
+from raycap.train.group import Alone
 from raycap.train.journal import FolderJournal
-from raycap.train.optimizing import Alone
 from tests.train.conftest import BreakingJournal, Interrupted
 
 SHORT = {"epochs": 2, "batch_size": 8, "micro_batch": 10}

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from raycap.models.checkpoint import load_captioner
+from raycap.train.group import Whole
 from raycap.train.journal import FolderJournal, read_log
-from raycap.train.optimizing import Whole
 from tests.two_ranks import TwoRanks
 
 

@@ -18,10 +18,9 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.models.recompute import recompute_blocks
 from raycap.models.weights import load_snapshot
 from raycap.recipe import SCSTRecipe
-from raycap.train.group import DistributedGroup
+from raycap.train.group import Alone, DistributedGroup
 from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
-from raycap.train.optimizing import Alone
 from raycap.train.sharding import ShardingGroup
 from raycap.train.shards import whole
 from raycap.types import Rollouts

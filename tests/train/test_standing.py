@@ -16,12 +16,11 @@ from raycap.models.checkpoint import load_captioner
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import WordTokenizer
 from raycap.recipe import MLERecipe, SCSTRecipe
-from raycap.train.group import DistributedGroup
+from raycap.train.group import Alone, DistributedGroup
 from raycap.train.journal import FolderJournal, read_log
 from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
 from raycap.train.mle import train_mle
-from raycap.train.optimizing import Alone
 from raycap.train.resuming import load_training_state
 from raycap.train.scst import look, save
 from raycap.train.sharding import ShardingGroup

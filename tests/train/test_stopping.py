@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from raycap.errors import Stopped
+from raycap.train.group import Alone
 from raycap.train.journal import FolderJournal
-from raycap.train.optimizing import Alone
 from raycap.train.stopping import ask_to_stop, forget_stop, stop_if_asked
 
 
