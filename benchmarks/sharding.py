@@ -82,7 +82,7 @@ def _rank(rank: int, way: str, asked: dict[str, Any], folder: str) -> dict[str, 
         seconds.append(time.perf_counter() - started)
     peak = _resident("VmHWM") - base
     states = [value for state in learner.optimizer.state.values() for value in state.values()]
-    held = sum(map(_bytes, [*learner.parameters, *(p.grad for p in learner.parameters), *states]))
+    held = sum(map(_bytes, [*learner.descent.parameters, *(p.grad for p in learner.descent.parameters), *states]))
     return {"parameters": parameters, "held_bytes": held, "resident_bytes": resident, "peak_bytes": peak,
             "step_s": statistics.median(seconds)}  # fmt: skip
 

@@ -43,14 +43,8 @@ class FollowerJournal(FolderJournal):
     def save_best(self, captioner: PrefixCaptioner, about: Mapping[str, Any]) -> None:
         """Rank 0 saves."""
 
-    def _cut_log(self, step: int) -> None:
-        """Rank 0 cuts."""
-
     def _say(self, text: str) -> None:
         """Rank 0 says."""
-
-    def _tell_of(self, broken: str, why: str, onward: str) -> None:
-        """Rank 0 tells."""
 
 
 def training_group(cluster: ClusterRecipe, device: str) -> Group:

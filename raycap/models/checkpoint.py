@@ -7,16 +7,18 @@ folder that has everything.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from raycap.errors import CheckpointError
@@ -30,11 +32,33 @@ WEIGHTS, CONFIG = "model.safetensors", "captioner.json"
 _REMEDY = "take the checkpoint before it, or train the stage again"
 
 
+_TORCH_WRITES = "inline_container.cc"
+"""What torch says when a file cannot be written to its end: where in its own code that was."""
+
+
+@contextmanager
+def as_os_error(folder: Path) -> Iterator[None]:
+    """Inside, what torch or safetensors cannot write in a folder is an OSError, with the number that they hide."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _TORCH_WRITES not in str(error):
+            raise
+        with open(folder / ".probe", "wb") as probe:  # what was written so far is still there: a full disk is full
+            probe.write(bytes(1 << 20))
+            probe.flush()
+            os.fsync(probe.fileno())
+        raise OSError(errno.EIO, str(error)[:300]) from error
+
+
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder atomically: `fill` writes into a temporary neighbour that is then renamed.
 
     A crash leaves either the old folder, or the new one, or a temporary neighbour that nobody reads; where it hits
     between the two renames, `recover_folder` puts the old one back.
+
+    Raises:
+        OSError: it cannot be written; the old folder is as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(target)
@@ -43,17 +67,25 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
-        fill(temporary)
+        with as_os_error(temporary):
+            fill(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+        replace_folder(target, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(target: Path, by: Path) -> None:
+    """Give a folder the place and name of another, whose old contents go."""
+    try:
         if target.exists():
             target.rename(target.with_name(f".{target.name}.{os.getpid()}.old"))
-        temporary.rename(target)
+        by.rename(target)
     finally:
         recover_folder(target)
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def recover_folder(target: Path) -> None:
@@ -62,7 +94,7 @@ def recover_folder(target: Path) -> None:
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            with suppress(FileNotFoundError):  # another rank was quicker
+            with suppress(FileNotFoundError):  # somebody else was quicker
                 old.rename(target)
 
 
@@ -151,24 +183,37 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
         raise CheckpointError("is not the LM that this checkpoint was trained on: its weights are others by now",
                               key="captioner.lm", value=config.lm_source,
                               remedy="put the LM back as it was; an export takes its own along")  # fmt: skip
+    own = captioner.state_dict()
+    with torch.no_grad():
+        for name, value in stored_weights(folder, captioner).items():
+            own[name].copy_(value)
+    return captioner.eval()
+
+
+def stored_weights(folder: Path, captioner: PrefixCaptioner) -> dict[str, torch.Tensor]:
+    """What a captioner's folder holds for a captioner built like it, by name: of an LM that stays as it came nothing.
+
+    Args:
+        captioner: whole, or held in shards.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its tensors are others than the captioner's.
+    """
     try:
         tensors = load_file(folder / WEIGHTS)
     except UNREADABLE as error:
         raise CheckpointError(f"cannot be read: {error}", key="checkpoint", value=str(folder / WEIGHTS),
                               remedy=_REMEDY) from error  # fmt: skip
-    expected = _stored_names(captioner)
+    own, expected = captioner.state_dict(), _stored_names(captioner)
     if set(tensors) != expected:
         odd = sorted(set(tensors) ^ expected)[:3]
         raise CheckpointError(f"its tensors do not fit its config, for example {odd}", key="checkpoint",
                               value=str(folder / WEIGHTS), remedy=_REMEDY)  # fmt: skip
-    own = captioner.state_dict()
-    with torch.no_grad():
-        for name, value in tensors.items():
-            if own[name].shape != value.shape:
-                raise CheckpointError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}",
-                                      key="checkpoint", value=str(folder / WEIGHTS), remedy=_REMEDY)  # fmt: skip
-            own[name].copy_(value)
-    return captioner.eval()
+    for name, value in tensors.items():
+        if own[name].shape != value.shape:
+            raise CheckpointError(f"{name} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}",
+                                  key="checkpoint", value=str(folder / WEIGHTS), remedy=_REMEDY)  # fmt: skip
+    return tensors
 
 
 def _stands_on_another(config: PrefixConfig) -> bool:

@@ -266,7 +266,7 @@ class SCSTRecipe(Learning):
     mle_batch_size: Positive = Field(20, description="labelled images of it a step, one caption each")
     lr: float = Field(5e-5, gt=0, description="peak learning rate of Adam")
     lr_schedule: Literal["linear", "cosine"] = Field("linear", description="how it falls to `lr_floor`")
-    lr_floor: Share = Field(1.0, description="share of the peak that it has fallen to by the last step")
+    lr_floor: Share = Field(1.0, description="share of the peak that it has fallen to by the last step; 1: it stays")
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are validated and kept")
@@ -274,23 +274,13 @@ class SCSTRecipe(Learning):
         0, ge=0, le=64, description="versions that captions may be behind; 0: synchronous, equal to one process"
     )
     importance: Literal["none", "token", "sequence"] = Field("token", description="weights of stale samples, lag > 0")
-    importance_cap: float = Field(2.0, gt=0, description="they are truncated here")
+    importance_cap: float = Field(2.0, ge=1, description="they are truncated here; 1: no sample counts more than once")
     select_every: Positive = Field(50, description="steps between two looks at `select`, each with a checkpoint")
     watch_looks: Positive = Field(
         3, description="looks at `select` over which the watch for exploited rewards compares"
     )
     keep_checkpoints: Positive = Field(2, description="newest ones kept for resuming, besides the best")
     collapse_share: Share = Field(0.5, description="the run stops when `select` falls below this share of its start")
-
-    @model_validator(mode="after")
-    def _check(self) -> SCSTRecipe:
-        again = {"ppo_epochs": self.ppo_epochs, "minibatches": self.minibatches}
-        for name, value in again.items():
-            if value > 1 and self.objective != "ppo":
-                raise ValueError(f"{name} = {value}: only objective = 'ppo' may go through captions again")
-        if self.minibatches > self.batch_size:
-            raise ValueError(f"minibatches = {self.minibatches}, but a step has {self.batch_size} images")
-        return self
 
 
 class EvaluateRecipe(Section):

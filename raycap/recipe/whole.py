@@ -61,8 +61,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.scst.baseline == "leave_one_out" and self.scst.num_samples < 2:
-            raise ValueError("scst.baseline = 'leave_one_out' needs scst.num_samples of 2 or more")
         if self.data.num_labeled is not None and self.data.labeled_fraction is not None:
             raise ValueError("data.num_labeled and data.labeled_fraction are both set: keep one")
         if self.clip.reward is not None and self.clip.reward == self.clip.judge:
@@ -112,6 +110,34 @@ class Recipe(Section):
         if "features" in self.stages and self.features.views and trained and not any(trained):
             raise ValueError(
                 f"features.views = {self.features.views}, but no stage looks at them: set features.views=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Recipe:
+        """Values of SCST that would be ignored, or teach nothing, beside others."""
+        scst = self.scst
+        for name in ("ppo_epochs", "minibatches"):
+            if getattr(scst, name) > 1 and scst.objective != "ppo":
+                raise ValueError(
+                    f"scst.{name} = {getattr(scst, name)}: only scst.objective = 'ppo' may go through captions again"
+                )
+        if scst.objective == "ppo" and scst.importance != "token":
+            raise ValueError(
+                f"scst.importance = {scst.importance!r}: the ratio of scst.objective = 'ppo' is its own weight"
+            )
+        if scst.minibatches > scst.batch_size:
+            raise ValueError(f"scst.minibatches = {scst.minibatches}, but a step has {scst.batch_size} images")
+        if scst.lr_schedule == "cosine" and scst.lr_floor == 1:
+            raise ValueError("scst.lr_schedule = 'cosine' does not fall with scst.lr_floor = 1: lower it, to 0.05 say")
+        if scst.baseline != "greedy" and scst.num_samples < 2:
+            raise ValueError(
+                f"scst.baseline = {scst.baseline!r} needs scst.num_samples of 2 or more, and it is {scst.num_samples}"
+            )
+        if scst.scaling == "group" and scst.baseline == "greedy":
+            raise ValueError(
+                "scst.scaling = 'group' needs scst.baseline = 'mean' or 'leave_one_out': against the greedy caption, "
+                "samples that score alike would be divided by nothing"
             )
         return self
 

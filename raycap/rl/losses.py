@@ -148,20 +148,24 @@ def kl_penalty(
     *,
     normalize: str = "batch",
     denominator: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """½ (log π/reference)² of the sampled tokens (Schulman 2020, estimator k2). On samples of π its gradient is that of
-    KL(π ‖ reference), token by token. (The gradient of k3, which GRPO's loss holds, is that of KL(reference ‖ π).)
+    KL(π ‖ reference), token by token; on those of another policy with importance weights. (The gradient of k3, which
+    GRPO's loss holds, is that of KL(reference ‖ π).)
 
     Args:
         logprobs: float32 [N, T], under the policy now, with gradient.
         reference_logprobs: float32 [N, T], under the frozen policy, at the same temperature.
         loss_mask: float32 [N, T].
-        normalize, denominator: see `policy_gradient_loss`.
+        normalize, denominator, weights: see `policy_gradient_loss`.
     """
-    gap = _gap(logprobs, reference_logprobs.detach(), loss_mask)
+    per_token = 0.5 * _gap(logprobs, reference_logprobs.detach(), loss_mask) ** 2
+    if weights is not None:
+        per_token = per_token * weights.detach()
     if denominator is None:
         denominator = denominator_of(normalize, loss_mask)
-    return reduce_tokens(0.5 * gap**2, loss_mask, normalize=normalize, denominator=denominator)
+    return reduce_tokens(per_token, loss_mask, normalize=normalize, denominator=denominator)
 
 
 def kl_sum(logprobs: Tensor, reference_logprobs: Tensor, loss_mask: Tensor) -> float:

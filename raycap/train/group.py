@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +43,10 @@ class Group(Protocol):
         """Change a captioner in place to how the ranks hold it, before anything is made of its parameters."""
         ...
 
+    def still_copy(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
+        """A copy of a captioner that is not held yet, which nothing trains; it is to be held too."""
+        ...
+
     def idle_passes(self, mine: int) -> int:
         """How often this rank must go through the captioner besides its own `mine`, so that all do equally often."""
         ...
@@ -58,6 +63,11 @@ class Whole:
 
     def hold(self, captioner: PrefixCaptioner) -> None:
         """It is whole."""
+
+    def still_copy(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
+        """Shares what is frozen in the captioner too."""
+        frozen = {id(p): p for p in captioner.parameters() if not p.requires_grad}
+        return copy.deepcopy(captioner, frozen).requires_grad_(False)
 
     def idle_passes(self, mine: int) -> int:
         return 0
@@ -150,3 +160,18 @@ def built_together(group: Group, build: Callable[[], Built]) -> Built:
         raise
     together(group, None)
     return made
+
+
+def first_does(group: Group, action: Callable[[], None]) -> None:
+    """Rank 0 does something for all; where it fails, all end.
+
+    Raises:
+        RaycapError: on all ranks, what it raised on rank 0.
+    """
+    error: RaycapError | None = None
+    if group.rank == 0:
+        try:
+            action()
+        except RaycapError as raised:
+            error = raised
+    together(group, error)

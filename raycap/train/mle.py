@@ -17,23 +17,19 @@ from typing import Any
 import torch
 
 from raycap.data.features import FeatureStore
-from raycap.models.accumulate import in_place
-from raycap.models.precision import computing_in
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import MLERecipe
-from raycap.rl.losses import cross_entropy
 from raycap.train.group import Alone, Group, of_first
 from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
-from raycap.train.optimizing import Average, adamw, clip_gradients, micro_batches, set_lr
-from raycap.train.resuming import load_training_state, same_step, training_state
+from raycap.train.labelled_pass import cross_entropy_gradients
+from raycap.train.optimizing import Average, adamw, clip_gradients, set_lr
+from raycap.train.resuming import load_training_state, training_state
 from raycap.train.schedules import warmup_cosine
 from raycap.train.seeding import DROPOUT, seed_torch
-from raycap.train.sharding import idle_pass
 from raycap.train.standing import Standing
 from raycap.train.stopping import stop_if_asked
 from raycap.train.validation import BestKeeper, Validator
-from raycap.train.views import training_views
 from raycap.whole_file import write_whole
 
 
@@ -89,8 +85,7 @@ def train_mle(
     once = labelled.steps_per_epoch(recipe.batch_size)
     per_epoch = once * -(-recipe.epoch_steps // once)  # whole passes over the images
     planned = control.steps if control else recipe.epochs * per_epoch
-    step, seconds = load_training_state(journal, captioner, optimizer, average, so_far)
-    same_step(group, step)
+    step, seconds = load_training_state(journal, captioner, optimizer, average, so_far, group)
     if control and step == 0:  # the control keeps what it started from when nothing later is better
         standing.collect(state=True)
         with standing.averaged() as seen:
@@ -174,36 +169,16 @@ def _step(
     optimizer: torch.optim.Optimizer, seed: int, step: int, group: Group, precision: torch.dtype,
 ) -> float:  # fmt: skip
     """One optimizer step; the mean cross-entropy a token over all ranks."""
-    batch = labelled.batch(step, batch_size=recipe.batch_size, captions_per_image=recipe.captions_per_image, seed=seed)
-    share = slice(
-        group.rank * len(batch.image_ids) // group.size, (group.rank + 1) * len(batch.image_ids) // group.size
-    )
-    rows = slice(share.start * recipe.captions_per_image, share.stop * recipe.captions_per_image)
+    captions = recipe.captions_per_image
+    batch = labelled.batch(step, batch_size=recipe.batch_size, captions_per_image=captions, seed=seed)
     seed_torch(seed, DROPOUT, step, group.rank)
-    device = next(captioner.parameters()).device
-    mask = torch.from_numpy(batch.loss_mask[rows]).to(device)
-    places = range(len(batch.image_ids))[share]  # in the batch: a view does not depend on the number of ranks
-    seen = training_views(captioner, features, batch.image_ids[share], recipe, seed=seed, step=step, positions=places)
-    tokens = torch.from_numpy(batch.tokens[rows]).to(device)
-    denominator, loss_sum = float(batch.loss_mask.sum()), 0.0
     optimizer.zero_grad(set_to_none=True)
-    cuts = list(micro_batches(len(seen), recipe.captions_per_image, recipe.micro_batch))
-    idle = group.idle_passes(len(cuts))
-    for images, part in cuts:
-        with computing_in(precision, device):
-            logprobs = captioner.score(captioner.encode(seen[images]), tokens[part], mask[part])
-        loss = cross_entropy(logprobs, mask[part], denominator=denominator)
-        with in_place():
-            loss.backward()
-        loss_sum += float(loss.detach())
-    for _ in range(idle):
-        with computing_in(precision, device):
-            nothing = idle_pass(captioner, features)
-        nothing.backward()
+    mine = cross_entropy_gradients(captioner, batch, features, recipe, group, captions_per_image=captions, seed=seed,
+                                   step=step, precision=precision)  # fmt: skip
     group.sum_gradients(captioner.parameters())
     clip_gradients(captioner.parameters(), recipe.grad_clip, step=step, remedy="lower mle.lr (mle_continued.lr)")
     optimizer.step()
-    return group.sum_values([loss_sum])[0]
+    return group.sum_values([mine])[0]
 
 
 def _recorded_steps(control: Control | None, group: Group) -> int:

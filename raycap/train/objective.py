@@ -81,7 +81,11 @@ def policy_loss(
         loss = policy_gradient_loss(logprobs, samples.mask, samples.advantages, weights=weights, **how)
     told["pg_loss"] = float(loss.detach())
     if samples.reference is not None:
-        loss = loss + recipe.kl_weight * kl_penalty(logprobs, samples.reference, samples.mask, **how)
+        off_policy = recipe.max_policy_lag > 0 or recipe.ppo_epochs * recipe.minibatches > 1
+        ratios = (logprobs, samples.behavior, samples.mask)
+        weights = importance_weights(*ratios, cap=recipe.importance_cap) if off_policy else None
+        penalty = kl_penalty(logprobs, samples.reference, samples.mask, weights=weights, **how)
+        loss = loss + recipe.kl_weight * penalty
         told["kl"] = kl_sum(logprobs, samples.reference, samples.mask)
     if entropies is not None:
         loss = loss - recipe.entropy_weight * reduce_tokens(entropies, samples.mask, **how)
@@ -93,7 +97,7 @@ def _clipped(logprobs: Tensor, samples: Samples, clip: float) -> float:
     """Tokens that teach nothing, because their ratio has gone further than `clip` where the advantage wanted it."""
     ratio = ((logprobs - samples.behavior) * samples.mask).exp()
     up = samples.advantages[:, None] > 0
-    beyond = torch.where(up, ratio > 1 + clip, ratio < 1 - clip)
+    beyond = torch.where(up, ratio > 1 + clip, ratio < 1 - clip) & (samples.advantages[:, None] != 0)
     return float((beyond & (samples.mask > 0)).sum())
 
 

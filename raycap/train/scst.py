@@ -8,7 +8,8 @@ this loop bit by bit at lag 0.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,8 @@ from raycap.rewards.mix import Mix
 from raycap.train.group import Alone
 from raycap.train.journal import Journal
 from raycap.train.labelled import LabelledSet
-from raycap.train.learner import Learner, seen_by
+from raycap.train.learner import Learner
+from raycap.train.lease_batch import seen_by
 from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, training_state
 from raycap.train.steering import Steering
@@ -63,7 +65,8 @@ def train_scst(
     """
     learner = Learner(captioner, features, recipe, weights, seed=seed, precision=precision, labelled=labelled)
     steering = Steering(learner.mix, recipe.collapse_share, recipe.watch_looks)
-    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
+    alone = Alone()
+    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering, alone)
     started = time.perf_counter()
     actor = copy_in(rollout_precision, captioner)
     if learner.step == 0 and not steering.has_looked:
@@ -84,7 +87,8 @@ def train_scst(
         values = learner.update(rollouts)
         elapsed = seconds + time.perf_counter() - started
         finish_step(learner, values, validator, steering, journal, elapsed)
-        stop_if_asked(Alone(), journal.stop_asked(), learner.step, partial(save, learner, steering, journal, elapsed))
+        if learner.step < recipe.steps:
+            stop_if_asked(alone, journal.stop_asked(), learner.step, partial(save, learner, steering, journal, elapsed))
     seconds += time.perf_counter() - started
     return summary(learner, steering.keeper, seconds)
 
@@ -113,17 +117,26 @@ def finish_step(
     steering: Steering,
     journal: Journal,
     elapsed: float,
+    timed: Callable[[str], AbstractContextManager[None]] = lambda part: nullcontext(),
 ) -> None:
-    """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case."""
+    """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case.
+
+    Args:
+        elapsed: seconds of the stage, for the log.
+        timed: is entered for each part: `look`, `log`, `checkpoint`.
+    """
     recipe, seen = learner.recipe, {}
     steering.observe(learner.step, values)
     if learner.due:
-        seen = look(learner, validator, steering, journal)
+        with timed("look"):
+            seen = look(learner, validator, steering, journal)
     if learner.step == 1 and (warning := far_below_greedy(recipe, values)):
         seen["warning"] = "; ".join(filter(None, [warning, seen.get("warning", "")]))
-    journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
+    with timed("log"):
+        journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
     if learner.due:
-        save(learner, steering, journal, elapsed)
+        with timed("checkpoint"):
+            save(learner, steering, journal, elapsed)
 
 
 def save(learner: Learner, steering: Steering, journal: Journal, elapsed: float) -> None:

@@ -46,6 +46,10 @@ class ShardingGroup(DistributedGroup):
         """On rank 0 a copy, on the CPU too."""
         return captioner if self.rank else copy.deepcopy(captioner)
 
+    def still_copy(self, captioner: PrefixCaptioner) -> PrefixCaptioner:
+        """Of all of it: each is cut up on its own."""
+        return copy.deepcopy(captioner).requires_grad_(False)
+
     def hold(self, captioner: PrefixCaptioner) -> None:
         shard(captioner, self.kind)
 

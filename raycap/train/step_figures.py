@@ -1,4 +1,4 @@
-"""What a learner's step says of itself in the log: rewards by component, means over leases, digest of its captions."""
+"""What a learner's step says of itself in the log: losses, rewards by component, ratios, digests of its captions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raycap.recipe import SCSTRecipe
 from raycap.rl.advantages import Advantages, shares_of
-from raycap.train.group import Group
+from raycap.rl.diagnostics import ratio_diagnostics
+from raycap.train.group import Group, gathered_json
 from raycap.types import Lease, Rollouts
 
 
@@ -22,35 +24,58 @@ class Sums(dict[str, float]):
             self[name] = self.get(name, 0.0) + value
 
 
-def digest(rollouts: Sequence[Rollouts]) -> str:
-    """Of all captions and rewards of some leases, samples and greedy: equal digests mean equal rollouts, bit by bit."""
-    found = blake2b(digest_size=8)
-    for rollout in rollouts:
-        generation = rollout.generation
-        found.update(f"{rollout.lease.step} {rollout.lease.number} {generation.greedy_captions}".encode())
-        arrays: list[NDArray[Any]] = [generation.tokens, generation.lengths]
-        for name in sorted(rollout.scores):
-            arrays += [rollout.scores[name].rewards, rollout.scores[name].greedy_rewards]
-        for array in arrays:
-            found.update(np.ascontiguousarray(array).tobytes())
+def digest(rollout: Rollouts) -> str:
+    """Of all captions and rewards of a lease, samples and greedy: equal digests mean equal rollouts, bit by bit."""
+    found, generation = blake2b(digest_size=8), rollout.generation
+    found.update(f"{rollout.lease.step} {rollout.lease.number} {generation.greedy_captions}".encode())
+    arrays: list[NDArray[Any]] = [generation.tokens, generation.lengths]
+    for name in sorted(rollout.scores):
+        arrays += [rollout.scores[name].rewards, rollout.scores[name].greedy_rewards]
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
 
 
 def prompts_digest(leases: Iterable[Lease]) -> str:
-    """Of the images of some leases, in order: what an epoch went through can be told from the log."""
-    found = blake2b(digest_size=8)
-    for lease in leases:
-        for prompt in lease.prompts:
-            found.update(f"{prompt.position} {prompt.image_id}\n".encode())
-    return found.hexdigest()
+    """Of the images of a step's leases, in order: what an epoch went through can be told from the log."""
+    return _joined(_prompts(lease) for lease in leases)
 
 
-def mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    if not records:
-        return {}
-    out = {name: sum(r[name] for r in records) / len(records) for name in records[0]}
-    out["ratio_max_error"] = max(r["ratio_max_error"] for r in records)
-    return out
+def _prompts(lease: Lease) -> str:
+    said = "".join(f"{prompt.position} {prompt.image_id}\n" for prompt in lease.prompts)
+    return blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def _joined(digests: Iterable[str]) -> str:
+    return blake2b(" ".join(digests).encode(), digest_size=8).hexdigest()
+
+
+def lease_figures(rollouts: Sequence[Rollouts], ratios: Sequence[Mapping[str, float]], group: Group) -> dict[str, Any]:
+    """Of the step's leases on all ranks: how far the policy is from those that sampled, and digests that do not hang on
+    which rank had which lease.
+
+    Args:
+        rollouts: this rank's leases.
+        ratios: by lease, `ratio_sums`; empty where nothing was learned of it.
+    """
+    mine = [(r.lease.number, _prompts(r.lease), digest(r), sums) for r, sums in zip(rollouts, ratios, strict=True)]
+    leases = sorted(lease for part in gathered_json(group, mine) for lease in part)
+    return {
+        **ratio_diagnostics([sums for *_, sums in leases if sums]),
+        "prompts": _joined(prompts for _, prompts, _, _ in leases),
+        "rollouts": _joined(rollouts for _, _, rollouts, _ in leases),
+    }
+
+
+def loss_figures(sums: Mapping[str, float], recipe: SCSTRecipe, group: Group) -> dict[str, float]:
+    """Losses and means a token over all ranks; the gradient's norm, the mean of several optimizer steps'."""
+    names = ["pg_loss", "mle_loss", "tokens", "kl", "entropy", "clipped"]
+    total = dict(zip(names, group.sum_values([float(sums.get(n, 0.0)) for n in names]), strict=True))
+    descents, tokens = sums["descents"], max(1.0, total["tokens"])
+    out = {"pg_loss": total["pg_loss"] / descents, "grad_norm": sums["grad_norm"] / descents}
+    wanted = {"kl": recipe.kl_weight, "entropy": recipe.entropy_weight, "clipped": recipe.objective == "ppo"}
+    out |= {name: total[name] / tokens for name, on in wanted.items() if on}
+    return out | ({"mle_loss": total["mle_loss"] / descents} if recipe.mle_weight else {})
 
 
 def reward_figures(

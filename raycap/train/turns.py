@@ -29,14 +29,14 @@ class Turns:
     Args:
         optimizer: its state moves, and the gradients of its parameters go; the parameters stay.
         averages: more tensors that move (averaged weights), a list that is changed in place.
-        modules: whole ones that move (the policy that the KL is measured to).
+        still: parameters that nothing trains and that move (of the policy that the KL is measured to).
         shared: whether there are others.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, averages: list[Tensor], modules: Sequence[nn.Module], *, shared: bool
+        self, optimizer: torch.optim.Optimizer, averages: list[Tensor], still: Sequence[nn.Parameter], *, shared: bool
     ) -> None:
-        self.optimizer, self.averages, self.modules, self.shared = optimizer, averages, modules, shared
+        self.optimizer, self.averages, self.still, self.shared = optimizer, averages, still, shared
         self._device = optimizer.param_groups[0]["params"][0].device
         self._away: list[tuple[dict[str, Any], str]] = []  # what of the optimizer's state is in the host's memory
         self._resting = False
@@ -61,8 +61,8 @@ class Turns:
             self._resting = False
 
     def _move(self, device: torch.device) -> None:
-        for module in self.modules:
-            module.to(device)
+        for parameter in self.still:
+            parameter.data = parameter.data.to(device)
         self.averages[:] = [tensor.to(device) for tensor in self.averages]
         for state, name in self._away:
             state[name] = state[name].to(device)

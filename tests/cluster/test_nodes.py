@@ -54,6 +54,7 @@ def strike():
         time.sleep(deadline_s)
     cluster.remove_node(node, allow_graceful=False)
     print("GONE", flush=True)
+    (Path(recipe.storage) / "gone").touch()
 
 threading.Thread(target=strike, daemon=True).start()
 run_recipe(recipe)
@@ -76,16 +77,23 @@ def struck(run: Any, doomed: str, deadline_s: float = 0.0, **environment: str) -
     return done.stdout
 
 
+def slow_until_gone(storage: Path) -> dict[str, Any]:
+    """Rewards that leave time to strike: the reference, made afterwards, does not wait."""
+    source = "tests.cluster.faulty:Unhurried"
+    return {"cider": {}, "mine": {"source": source, "options": {"until": str(storage / "gone")}, "num_cpus": 0.1}}
+
+
 def finished(run: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run.path("scst", 0) / "finished.json").read_text())
     return found
 
 
 def test_without_the_node_of_some_workers_the_others_go_on(tiny_run: Any, tmp_path: Path) -> None:
-    run = tiny_run("workers", cluster=CLUSTER, scst={"steps": 20 * STEPS, "select_every": 10})
+    rewards = slow_until_gone(tmp_path / "workers")
+    run = tiny_run("workers", cluster=CLUSTER, rewards=rewards, scst={"steps": 2 * STEPS, "select_every": 10})
     said = struck(run, "workers")
     assert "GONE" in said, "it was over before"
-    assert_equal(run.path("scst", 0), one_process(run, tmp_path / "reference"), 20 * STEPS)
+    assert_equal(run.path("scst", 0), one_process(run, tmp_path / "reference"), 2 * STEPS)
     assert len(finished(run)["workers_lost"]) >= 2
 
 
@@ -100,8 +108,8 @@ def test_without_its_node_the_learner_takes_the_place_of_workers(tiny_run: Any, 
 
 def test_a_node_that_is_taken_away_is_told_of(tiny_run: Any, tmp_path: Path) -> None:
     """At the notice a checkpoint is written and training goes on; when the node goes the learner starts elsewhere."""
-    steps = 15 * STEPS
-    run = tiny_run("notice", cluster=CLUSTER, scst={"steps": steps, "select_every": 10})
+    steps, rewards = 5 * STEPS, slow_until_gone(tmp_path / "notice")
+    run = tiny_run("notice", cluster=CLUSTER, rewards=rewards, scst={"steps": steps, "select_every": 10})
     said = struck(run, "learner", 12.0, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
     told = re.findall(r"the node of rank 0 will be taken away in \d+ s; checkpoint of step (\d+) written", said)
     assert len(set(told)) == 1, "once for the notice; Ray prints some lines twice"

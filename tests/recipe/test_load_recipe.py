@@ -169,6 +169,13 @@ CONTRADICTIONS = [
     (("features.kind=pooled",), "captioner.mapping", "mlp or transformer"),
     (("seeds=[3, 4, 3]",), "seeds", "[3, 4, 3]"),
     (("rewards={}",), "rewards", "cider"),
+    (("scst.baseline=mean", "scst.num_samples=1"), "scst.baseline", "scst.num_samples"),
+    (("scst.scaling=group", "scst.baseline=greedy"), "scst.scaling", "scst.baseline"),
+    (("scst.lr_schedule=cosine", "scst.lr_floor=1"), "scst.lr_schedule", "scst.lr_floor"),
+    (("scst.objective=ppo", "scst.importance=sequence"), "scst.importance", "scst.objective"),
+    (("scst.ppo_epochs=2",), "scst.ppo_epochs = 2", "scst.objective"),
+    (("scst.minibatches=2",), "scst.minibatches = 2", "scst.objective"),
+    (("scst.objective=ppo", "scst.minibatches=41"), "scst.minibatches = 41", "40 images"),
     (("cluster.learner_sharding=fsdp",), "cluster.learner_sharding", "cluster.learner_workers = 1"),
 ]
 

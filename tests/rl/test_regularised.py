@@ -69,6 +69,25 @@ def test_the_penalty_s_gradient_is_that_of_the_kl_to_the_reference() -> None:
     torch.testing.assert_close(got, exact)
 
 
+def test_on_another_policy_s_samples_the_gradient_is_the_kl_s_with_importance_weights_alone() -> None:
+    """All words, each as often as the policy that sampled says it."""
+    logits, theirs, sampled = words(1).requires_grad_(), torch.log_softmax(words(2), 0), torch.log_softmax(words(3), 0)
+    ours = torch.log_softmax(logits, 0)
+    (exact,) = torch.autograd.grad((ours.exp() * (ours - theirs)).sum(), logits, retain_graph=True)
+
+    def gradient(weighted: bool) -> Tensor:
+        each = [
+            kl_penalty(ours[n].view(1, 1), theirs[n].view(1, 1), torch.ones(1, 1),
+                       weights=(ours[n] - sampled[n]).exp().view(1, 1) if weighted else None)
+            for n in range(7)
+        ]  # fmt: skip
+        (got,) = torch.autograd.grad((sampled.exp() * torch.stack(each)).sum(), logits, retain_graph=True)
+        return got
+
+    torch.testing.assert_close(gradient(True), exact)
+    assert float((gradient(False) - exact).abs().max()) > 0.05
+
+
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 def test_what_stands_outside_the_mask_reaches_nothing(normalize: str) -> None:
     draw = torch.Generator().manual_seed(3)

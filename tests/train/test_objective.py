@@ -16,9 +16,11 @@ from raycap.errors import RecipeError
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import SCSTRecipe
 from raycap.rl.losses import cross_entropy
+from raycap.train import objective
 from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
 from raycap.train.objective import minibatches
+from raycap.train.schedules import scst_factor
 from raycap.train.views import training_views
 from tests.conftest import TinyData
 from tests.train.test_learner import Length, assert_close, gradients, recipe_of, roll_out
@@ -79,7 +81,7 @@ def test_ppo_descends_once_a_minibatch_and_its_captions_end_up_clipped(
 ) -> None:
     recipe = recipe_of(objective="ppo", ppo_epochs=4, minibatches=3, lr=1e-2, ppo_clip=0.05)
     learner, values = step_of(make_captioner(seed=3), tiny, recipe)
-    assert int(learner.optimizer.state[learner.parameters[0]]["step"]) == 12
+    assert int(learner.optimizer.state[learner.descent.parameters[0]]["step"]) == 12
     assert learner.step == 1
     assert 0 < values["clipped"] < 1
     assert values["ratio_max_error"] < 1e-4, "of the first pass's first part, before anything was learned"
@@ -87,7 +89,7 @@ def test_ppo_descends_once_a_minibatch_and_its_captions_end_up_clipped(
 
 def test_minibatches_may_be_as_small_as_an_image(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
     learner, values = step_of(make_captioner(seed=3), tiny, recipe_of(objective="ppo", minibatches=12))
-    assert int(learner.optimizer.state[learner.parameters[0]]["step"]) == 12
+    assert int(learner.optimizer.state[learner.descent.parameters[0]]["step"]) == 12
     assert values["ess"] > 0.99
 
 
@@ -135,8 +137,32 @@ def test_the_kl_is_to_the_policy_that_it_began_with(make_captioner: MakeCaptione
     assert kls[0] > 1e-3
     assert kls[-1] < 0.5 * kls[0]
     assert learner.reference is not None
-    for kept, first in zip(learner.reference.parameters(), begun.parameters(), strict=True):
+    for kept, first in zip(learner.reference.captioner.parameters(), begun.parameters(), strict=True):
         assert torch.equal(kept, first)
+
+
+@pytest.mark.parametrize("given", [{"max_policy_lag": 1}, {"objective": "ppo", "minibatches": 2}])
+def test_the_kl_of_stale_captions_counts_them_as_often_as_the_policy_says_them(
+    make_captioner: MakeCaptioner, tiny: TinyData, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[Any] = []
+    counted = objective.kl_penalty
+
+    def spied(*args: Any, **options: Any) -> torch.Tensor:
+        weights.append(options["weights"])
+        return counted(*args, **options)
+
+    monkeypatch.setattr(objective, "kl_penalty", spied)
+    captioner = make_captioner(seed=3)
+    fresh = recipe_of(kl_weight=0.1)
+    rollouts = roll_out(captioner, tiny.grid, fresh, {"length": Length()})
+    learner_of(captioner, tiny, fresh).update(rollouts)
+    assert set(weights) == {None}, "at lag 0 they are the policy's own"
+    weights.clear()
+    stale = recipe_of(kl_weight=0.1, importance_cap=1.5, **given)
+    learner_of(captioner, tiny, stale).update(rollouts)  # one step on
+    assert weights
+    assert all(0 < float(each.min()) < 0.999 and float(each.max()) <= 1.5 for each in weights)
 
 
 def test_the_entropy_that_is_rewarded_is_that_of_the_words(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
@@ -189,19 +215,9 @@ def test_labelled_images_must_be_there(make_captioner: MakeCaptioner, tiny: Tiny
         learner_of(make_captioner(), tiny, recipe_of(mle_weight=1.0))
 
 
-@pytest.mark.parametrize("given", [{"ppo_epochs": 2}, {"minibatches": 2}, {"objective": "ppo", "minibatches": 13}])
-def test_what_makes_no_sense_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"ppo_epochs|minibatches"):
-        recipe_of(**given)
-
-
-def test_the_cosine_ends_at_the_floor(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
-    recipe = recipe_of(lr_schedule="cosine", lr_floor=0.1, steps=10, lr=1.0)
-    learner = learner_of(make_captioner(), tiny, recipe)
-    rates = []
-    for step in range(11):
-        learner.step = step
-        rates.append(learner._factor())
+def test_the_cosine_falls_towards_the_floor() -> None:
+    recipe = recipe_of(lr_schedule="cosine", lr_floor=0.1, steps=10)
+    rates = [scst_factor(recipe, step) for step in range(11)]
     assert rates[0] == 1.0
     assert rates[5] == pytest.approx(0.55)
     assert rates[10] == pytest.approx(0.1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raycap.decoding.sample import generate
-from raycap.errors import Collapsed, RewardError
+from raycap.errors import Collapsed, RewardError, Stopped
 from raycap.models.checkpoint import load_captioner, read_about
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import WordTokenizer
@@ -120,6 +120,33 @@ def test_a_reward_turned_round_is_unlearned(train: Train, tmp_path: Path, make_c
     assert np.mean(rewards[-5:]) < 0.5 * np.mean(rewards[:5])
 
 
+class StoppingJournal(FolderJournal):
+    """Somebody asks for a stop after a step."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(folder)
+        self.step = step
+
+    def stop_asked(self) -> str:
+        return "planted" if read_log(self.folder)[-1]["step"] >= self.step else ""
+
+
+def test_a_run_that_is_stopped_between_two_looks_equals_one_that_is_not(
+    train: Train, tmp_path: Path, assert_same_run: Any
+) -> None:
+    """With a checkpoint where no look was: what the watch has summed up since the last one goes on, too."""
+    options: dict[str, Any] = {"select_every": 3, "watch_looks": 1, "ema": 0.9, "baseline": "leave_one_out"}
+    train(FolderJournal(tmp_path / "whole"), **options)
+    with pytest.raises(Stopped, match="stopped after step 2 with a checkpoint"):
+        train(StoppingJournal(tmp_path / "stopped", 2), **options)
+    train(FolderJournal(tmp_path / "stopped"), **options)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_stop_that_comes_with_the_last_step_stops_nothing(train: Train, tmp_path: Path) -> None:
+    assert train(StoppingJournal(tmp_path, 6))["steps"] == 6
+
+
 @pytest.mark.parametrize("at", [1, 4, 5])
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_by_bit(
     train: Train, tmp_path: Path, interrupted: Any, assert_same_run: Any, at: int
@@ -176,7 +203,7 @@ class Forgetful(Turns):
     kept: Sequence[torch.Tensor] = ()
 
     def _move(self, device: torch.device) -> None:
-        tensors = [state[name] for state, name in self._away] + self.averages
+        tensors = [state[name] for state, name in self._away] + self.averages + [each.data for each in self.still]
         if not self._resting:
             self.kept = [tensor.clone() for tensor in tensors]
             for tensor in tensors:

@@ -54,7 +54,11 @@ def learn(
     values = [learner.update(dealt(each, group.rank, options.get("all_to_first", False))) for each in steps]
     learner.standing.collect(state=True)
     gradients = {name: whole(p.grad) for name, p in captioner.named_parameters() if p.grad is not None}
-    told = {"values": values, "gradients": gradients, "kept": sum(p.numel() for p in map(local, learner.parameters))}
+    told = {
+        "values": values,
+        "gradients": gradients,
+        "kept": sum(p.numel() for p in map(local, learner.descent.parameters)),
+    }
     if group.rank:
         return told
     with learner.standing.averaged() as shown:
@@ -115,6 +119,10 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "one word a caption on one rank, made twice": {"recipe": {}, "recompute": True, "one_word": True},
     "a frozen LM": {"captioner": {"lm_tuning": "frozen", "mapping": "mlp"}, "recipe": {"micro_batch": 4}},
+    "adapters": {
+        "captioner": {"lm_tuning": "lora", "mapping": "mlp"},
+        "recipe": {"micro_batch": 4, "kl_weight": 0.1, "ema": 0.9},
+    },
     "rounded products": {"recipe": {"micro_batch": 8}, "precision": "bfloat16"},
 }  # fmt: skip
 
@@ -166,12 +174,12 @@ def end(how: str, captioner: PrefixCaptioner, features: Path, recipe: SCSTRecipe
     """What an update raised, and whether it changed anything."""
     group = GROUPS[how]()
     learner = Learner(captioner, FeatureStore.open(features), recipe, {"r": 1.0}, group)
-    before = [local(p).clone() for p in learner.parameters]
+    before = [local(p).clone() for p in learner.descent.parameters]
     try:
         with np.errstate(over="ignore"):
             learner.update(rollouts[group.rank :: group.size])
     except WorkFailed as error:
-        same = all(torch.equal(local(p), was) for p, was in zip(learner.parameters, before, strict=True))
+        same = all(torch.equal(local(p), was) for p, was in zip(learner.descent.parameters, before, strict=True))
         return str(error), error.key, same and learner.step == 0
     return None
 

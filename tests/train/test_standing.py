@@ -152,7 +152,7 @@ def take_steps(
     store = FeatureStore.open(features)
     learner = Learner(captioner, store, recipe, {"r": 1.0}, group)
     steering = Steering(learner.mix)
-    learner.step, _ = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
+    learner.step, _ = load_training_state(journal, captioner, learner.optimizer, learner.average, steering, group)
     for rollouts in itertools.islice(steps, learner.step, None):
         learner.update(list(rollouts[group.rank :: group.size]))
     learner.standing.collect(state=True)
