@@ -20,7 +20,7 @@ from raycap.data.features import FeatureStore
 from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import MLERecipe
 from raycap.train.group import Alone, Group, of_first
-from raycap.train.journal import Journal
+from raycap.train.journal import Journal, writing
 from raycap.train.labelled import LabelledSet
 from raycap.train.labelled_pass import cross_entropy_gradients
 from raycap.train.optimizing import Average, adamw, clip_gradients, set_lr
@@ -84,48 +84,28 @@ def train_mle(
     keeper, standing = so_far.keeper, Standing(captioner, shown, optimizer, average)
     once = labelled.steps_per_epoch(recipe.batch_size)
     per_epoch = once * -(-recipe.epoch_steps // once)  # whole passes over the images
-    planned = control.steps if control else recipe.epochs * per_epoch
     step, seconds = load_training_state(journal, captioner, optimizer, average, so_far, group)
     if control and step == 0:  # the control keeps what it started from when nothing later is better
         standing.collect(state=True)
         with standing.averaged() as seen:
             _look(seen, validator, keeper, journal, 0, group)
-    started = time.perf_counter()
-
-    limit = control.seconds if control else None
-    if recorded := _recorded_steps(control, group):
-        planned, limit = recorded, None
-
-    def spent() -> float:
-        """Seconds of training so far; where they decide something, rank 0's for all ranks."""
-        mine = seconds + time.perf_counter() - started
-        return mine if limit is None else of_first(group, [mine])[0]
-
-    def over() -> bool:
-        if limit is not None:
-            return spent() >= limit
-        return step >= planned or (control is None and keeper.looks_since >= recipe.patience)
-
-    total = planned  # where seconds end it: what the pace so far foretells, so that the cosine arrives with them
+    length = _Controlled(control, group, seconds) if control else _Patient(recipe, per_epoch, keeper, seconds)
     captioner.train()
-
-    def save() -> None:
-        journal.save(step, standing.captioner, training_state(standing, so_far, elapsed))
+    elapsed = seconds
 
     def save_here() -> None:
         standing.collect(state=True)
-        save()
+        journal.save(step, standing.captioner, training_state(standing, so_far, elapsed))
 
-    ended = over()
-    while not ended:
-        factor = warmup_cosine(step, warmup=recipe.warmup_steps, total=total, floor=recipe.lr_floor)
+    while not length.over(step):
+        factor = warmup_cosine(step, warmup=recipe.warmup_steps, total=length.total, floor=recipe.lr_floor)
         set_lr(optimizer, recipe.lr * factor)
         so_far.losses.append(_step(captioner, labelled, features, recipe, optimizer, seed, step, group, precision))
         average.update()
         step += 1
-        ended = over()
+        elapsed = length.measure(step)
         record: dict[str, Any] = {"step": step}
-        due = ended or step % per_epoch == 0
+        due = length.over(step) or step % per_epoch == 0
         if due:
             standing.collect(state=True)
             with standing.averaged() as seen:
@@ -133,21 +113,73 @@ def train_mle(
             record |= {"epoch": step / once, "train_loss": sum(so_far.losses) / len(so_far.losses),
                        "lr": optimizer.param_groups[0]["lr"]}  # fmt: skip
             so_far.losses = []
-            ended = over()  # this look may have been the one that patience waited for
-        elapsed = spent()
-        if limit is not None:
-            total = step if ended else max(step + 1, math.ceil(step * limit / elapsed))
-            if elapsed >= _PACE_SHARE * limit:
-                planned, limit = total, None
-                _record_steps(control, total, group)
-        journal.log({**record, "total_steps": total, "seconds": elapsed})
+            elapsed = length.measure(step)
+        journal.log({**record, "total_steps": length.total, "seconds": elapsed})
         if due:
-            save()
-        if not ended:
+            save_here()
+        if not length.over(step):
             journal.save_if_asked(step, save_here)
             stop_if_asked(group, journal.stop_asked(), step, save_here)
-    seconds = spent()
-    return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": seconds}
+    return {"best_cider": keeper.best, "best_step": keeper.best_step, "steps": step, "seconds": length.spent()}
+
+
+class _Patient:
+    """MLE goes on for so many epochs at most, as long as `select` gets better.
+
+    Attributes:
+        total: steps that the learning rate falls over.
+    """
+
+    def __init__(self, recipe: MLERecipe, per_epoch: int, keeper: BestKeeper, seconds: float) -> None:
+        self.total, self._patience, self._keeper = recipe.epochs * per_epoch, recipe.patience, keeper
+        self._begun = time.perf_counter() - seconds
+
+    def spent(self) -> float:
+        """Seconds of training, those before an interruption too."""
+        return time.perf_counter() - self._begun
+
+    def measure(self, step: int) -> float:
+        """After a step, or a look: seconds so far."""
+        return self.spent()
+
+    def over(self, step: int) -> bool:
+        return step >= self.total or self._keeper.looks_since >= self._patience
+
+
+class _Controlled:
+    """The control goes on as `Control` says. Where that hangs on seconds, rank 0's decide for all ranks.
+
+    Attributes:
+        total: steps that the learning rate falls over: where seconds end it, what the pace so far foretells, so that
+            the cosine arrives with them.
+    """
+
+    def __init__(self, control: Control, group: Group, seconds: float) -> None:
+        self._control, self._group = control, group
+        self._begun = time.perf_counter() - seconds
+        recorded = _recorded_steps(control, group)
+        self.total = recorded or control.steps
+        self._limit = None if recorded else control.seconds  # as long as it says no number of steps
+        self._elapsed = self._of_all()
+
+    def spent(self) -> float:
+        return time.perf_counter() - self._begun
+
+    def _of_all(self) -> float:
+        return self.spent() if self._limit is None else of_first(self._group, [self.spent()])[0]
+
+    def measure(self, step: int) -> float:
+        self._elapsed = self._of_all()
+        if self._limit is not None:
+            over = self._elapsed >= self._limit
+            self.total = step if over else max(step + 1, math.ceil(step * self._limit / self._elapsed))
+            if self._elapsed >= _PACE_SHARE * self._limit:
+                self._limit = None
+                _record_steps(self._control, self.total, self._group)
+        return self._elapsed
+
+    def over(self, step: int) -> bool:
+        return self._elapsed >= self._limit if self._limit is not None else step >= self.total
 
 
 class _SoFar:
@@ -181,13 +213,13 @@ def _step(
     return group.sum_values([mine])[0]
 
 
-def _recorded_steps(control: Control | None, group: Group) -> int:
+def _recorded_steps(control: Control, group: Group) -> int:
     """The number that an interrupted control had found; 0 where none had.
 
     Rank 0 reads for all: a slow storage shows a file to one rank before another, and who knows the number no longer
     asks the others for their seconds.
     """
-    if not (control and control.record):
+    if not control.record:
         return 0
     steps = 0
     if group.rank == 0 and control.record.exists():
@@ -196,9 +228,10 @@ def _recorded_steps(control: Control | None, group: Group) -> int:
     return int(of_first(group, [steps])[0])
 
 
-def _record_steps(control: Control | None, steps: int, group: Group) -> None:
-    if control and control.record and group.rank == 0:
-        write_whole(control.record, json.dumps({"steps": steps}))
+def _record_steps(control: Control, steps: int, group: Group) -> None:
+    if control.record and group.rank == 0:
+        with writing(control.record.parent, "the control's number of steps"):
+            write_whole(control.record, json.dumps({"steps": steps}))
 
 
 def _look(
