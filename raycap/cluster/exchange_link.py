@@ -179,7 +179,7 @@ class ExchangeLink:
                 raise
             return {}
         found = {f"queue/{state}": status["states"].get(state, 0) for state in ("pending", "leased", "ready")}
-        return found | {"workers": status["workers"]}
+        return found | ({"workers": status["workers"]} if status.get("workers") else {})
 
 
 def next_incarnation(folder: Path) -> int:

@@ -59,7 +59,7 @@ def test_the_learner_of_scst_recomputes_in_its_type(tiny_run: Any, blocks: list[
     run = tiny_run("scst", cluster={"learner_recompute": True})
     folders = {"start": run.path("mle", 0) / "best", "features": run.path("features", 0) / "captioner"}
     config = {"recipe": run.recipe, "seed": 0, "device": "cpu", "precision": "bfloat16", **folders}
-    learner, *_ = learner_loop._set_up(config, FolderJournal(run.path("scst", 0)), Alone())
+    learner, _ = learner_loop._set_up(config, Alone())
     assert blocks == [2]
     assert learner.precision == torch.bfloat16
 
