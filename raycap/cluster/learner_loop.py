@@ -34,6 +34,7 @@ from raycap.train.scst import finish_step, first_look, save, summary
 from raycap.train.steering import Steering
 from raycap.train.stopping import stop_if_asked
 from raycap.train.validation import Validator
+from raycap.types import StepPart
 from raycap.whole_file import write_whole
 
 
@@ -88,9 +89,9 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         queue = _queue(exchange, group)
         marks = [time.perf_counter()]
         turns.rest()
-        rollouts = _take(exchange, learner, group, config, error, known, stop_where_asked)
+        part = _take(exchange, learner, group, config, error, known, stop_where_asked)
         marks.append(time.perf_counter())
-        aside = set_aside(schedule, learner.step, rollouts, group)
+        aside, rollouts = set_aside(schedule, learner.step, part, group), list(part.rollouts)
         turns.wake()
         values = learner.update(rollouts)
         turns.rest()  # others have theirs as soon as these weights are out
@@ -195,8 +196,8 @@ TAKE_S = 2.0
 def _take(
     exchange: Any, learner: Learner, group: Group, config: Mapping[str, Any], error: RaycapError | None, known: bool,
     rest: Callable[[], None],
-) -> list[Any]:  # fmt: skip
-    """This rank's rollouts of a step, once every rank has its own.
+) -> StepPart:  # fmt: skip
+    """This rank's part of a step, once every rank has its own.
 
     Every few seconds all ranks look at each other: an error of any rank ends all, together; an Exchange that was lost
     is told where the learner stands, and the step is asked for again; nobody sits in a collective for as long as
@@ -206,7 +207,7 @@ def _take(
         rest: called at each of these looks, on all ranks.
     """
     timeout_s = config["recipe"].cluster.stall_timeout_s
-    mine: list[Any] | None = None
+    mine: StepPart | None = None
     asked, losses = time.monotonic(), 0
     while True:
         lost = not known
@@ -223,7 +224,7 @@ def _take(
                 lost = error is None
             else:
                 lost = taken == "unknown"
-                mine = taken if isinstance(taken, list) else None
+                mine = None if isinstance(taken, str) else taken
         together(group, error)
         anywhere_lost, waiting = group.sum_values([float(lost), float(mine is None)])
         if anywhere_lost:
