@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -572,8 +572,18 @@ def test_it_answers_in_between_and_a_new_one_says_that_it_is_new() -> None:
 FAULT = r"exchange: .*{}.* \(this is a fault of raycap's; please report it\)"
 
 
-@pytest.mark.parametrize("change", ["lease", "deliver", "give back", "lose", "take", "weights lost"])
-def test_the_invariant_checker_sees_a_lost_prompt_at_every_change_and_ends_the_run(change: str) -> None:
+CHANGES: dict[str, Callable[[Exchange, Lease, WeightsId], Coroutine[Any, Any, Any]]] = {
+    "lease": lambda hub, lease, weights: hub.lease("v", None),
+    "deliver": lambda hub, lease, weights: hub.deliver("w", rollouts(lease, weights)),
+    "give back": lambda hub, lease, weights: hub.give_back("w", lease.id(0), "it could not"),
+    "lose": lambda hub, lease, weights: hub.worker_lost("w"),
+    "take": lambda hub, lease, weights: hub.take(0, 0, 1, 5),
+    "weights lost": lambda hub, lease, weights: hub.weights_lost("w", lease.id(0), weights),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_invariant_checker_sees_a_lost_prompt_at_every_change_and_ends_the_run(change: Any) -> None:
     async def scenario() -> None:
         hub = exchange(lag=1)
         weights = await started(hub)
@@ -581,19 +591,7 @@ def test_the_invariant_checker_sees_a_lost_prompt_at_every_change_and_ends_the_r
         lease = (await hub.lease("w", None))["lease"]
         hub._slots.popitem()
         with pytest.raises(WorkFailed, match=FAULT.format("step 1 has 1 leases of 2")):
-            match change:
-                case "lease":
-                    await hub.lease("v", None)
-                case "deliver":
-                    await hub.deliver("w", rollouts(lease, weights))
-                case "give back":
-                    await hub.give_back("w", lease.id(0), "it could not")
-                case "lose":
-                    await hub.worker_lost("w")
-                case "take":
-                    await hub.take(0, 0, 1, 5)
-                case _:
-                    await hub.weights_lost("w", lease.id(0), weights)
+            await change(hub, lease, weights)
         with pytest.raises(WorkFailed, match="leases of"):
             await hub.take(0, 0, 1, 5)
 
@@ -655,7 +653,7 @@ def test_the_actor_can_be_started_again_however_many_images_there_are(tmp_path: 
 
 @pytest.mark.parametrize("version", [-1, 2])
 def test_a_lease_made_with_weights_that_it_was_not_given_with_is_a_fault(version: int) -> None:
-    """A lease is given out with its weights: what came of others is older than the lag allows, or newer than the step."""
+    """A lease is given out with its weights: those of another version are too old, or newer than its step."""
 
     async def scenario() -> None:
         hub = exchange(lag=1)
