@@ -221,9 +221,9 @@ def test_leases_that_always_take_too_long_end_the_run_and_are_not_set_aside() ->
             assert (await hub.lease(worker, None))["lease"].number == 0
             clock.now += 61
         told = (
-            r"cluster\.lease_timeout_s = 60\.0: a lease of step 0 took longer than that, 2 times over; the last time "
+            r"lease_timeout_s = 60\.0: a lease of step 0 took longer than that, 2 times over; the last time w1, "
+            r"which holds lease 0/0 since 61 s ago, generates \(for 61 s\) \(raise it"
         )
-        told += r"w1, which holds lease 0/0 since 61 s ago, generates \(for 61 s\) \(raise it"
         with pytest.raises(WorkFailed, match=told):
             await hub.take(0, 0, 1, 5)
         assert hub.counts["quarantined"] == 0
