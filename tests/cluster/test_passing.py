@@ -57,9 +57,8 @@ def test_what_may_pass(wrap: Callable[[Exception], Exception]) -> None:
 
 
 def test_it_is_built_as_soon_as_it_passes(slept: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        tried_again("rewards.clip", failing(because_of(STALE), torch.OutOfMemoryError("CUDA out of memory"))) == "built"
-    )
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    assert tried_again("rewards.clip", failing(because_of(STALE), full)) == "built"
     assert slept == list(passing.PAUSES_S[:2])
     said = capsys.readouterr().out.splitlines()
     assert said[1] == "rewards.clip could not start, and tries again in 3 s: OutOfMemoryError: CUDA out of memory"
