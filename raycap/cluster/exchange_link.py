@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raycap.cluster.reaching import answer, away, reached
+from raycap.cluster.reaching import answer, away, reached, said
 from raycap.errors import RaycapError, WorkFailed
 from raycap.train.group import Group, first_does, of_first, together
 from raycap.train.journal import writing
 from raycap.train.learner import Learner
-from raycap.types import Rollouts
+from raycap.types import StepPart
 from raycap.whole_file import write_whole
 
 TAKE_S = 2.0
@@ -73,10 +73,10 @@ class ExchangeLink:
         except ray.exceptions.RayError as error:
             self._known = False
             if not away(error):
-                raise _cause(error) from None
+                raise said(error) from None
 
-    def take(self, rest: Callable[[], None]) -> list[Rollouts]:
-        """This rank's rollouts of the learner's step, once every rank has its own.
+    def take(self, rest: Callable[[], None]) -> StepPart:
+        """This rank's part of the learner's step, once every rank has its own.
 
         Every few seconds all ranks look at each other: an error of any rank ends all, together; an Exchange that was
         lost is told where the learner stands, and the step is asked for again; nobody sits in a collective for as long
@@ -89,7 +89,7 @@ class ExchangeLink:
             RaycapError: on all ranks: what the Exchange, or one of the ranks, found wrong.
         """
         error: RaycapError | None
-        mine: list[Rollouts] | None = None
+        mine: StepPart | None = None
         since, losses = time.monotonic(), 0
         known = bool(of_first(self.group, [self._known])[0])
         while True:
@@ -101,7 +101,7 @@ class ExchangeLink:
                     error = raised
                 else:
                     lost = taken == "unknown"
-                    mine = taken if isinstance(taken, list) else None
+                    mine = None if isinstance(taken, str) else taken
             together(self.group, error)
             anywhere_lost, waiting = self.group.sum_values([float(lost), float(mine is None)])
             if anywhere_lost:
@@ -114,7 +114,7 @@ class ExchangeLink:
                 return mine
             rest()
 
-    def _ask(self) -> list[Rollouts] | str:
+    def _ask(self) -> StepPart | str:
         """What the Exchange has for this rank; `unknown` also where it is away.
 
         Raises:
@@ -122,9 +122,9 @@ class ExchangeLink:
         """
         ask = (self.learner.step, self.group.rank, self.group.size, self.stall_timeout_s, self.learner.incarnation)
         try:
-            taken: list[Rollouts] | str = answer(partial(self.exchange.take.remote, *ask, TAKE_S))
+            taken: StepPart | str = answer(partial(self.exchange.take.remote, *ask, TAKE_S))
         except Exception as raised:
-            if isinstance(cause := _cause(raised), RaycapError):
+            if isinstance(cause := said(raised), RaycapError):
                 raise cause from None
             if away(raised):
                 return "unknown"
@@ -155,7 +155,7 @@ class ExchangeLink:
             except RaycapError:
                 raise
             except Exception as error:
-                cause = _cause(error)
+                cause = said(error)
                 if isinstance(cause, RaycapError):
                     raise cause from None
                 raise WorkFailed(f"the Exchange did not come back: {error}"[:500], key="exchange",
@@ -179,7 +179,7 @@ class ExchangeLink:
                 raise
             return {}
         found = {f"queue/{state}": status["states"].get(state, 0) for state in ("pending", "leased", "ready")}
-        return found | ({"workers": status["workers"]} if status.get("workers") else {})
+        return found | {"workers": status["workers"]}
 
 
 def next_incarnation(folder: Path) -> int:
@@ -198,8 +198,3 @@ def next_incarnation(folder: Path) -> int:
     with writing(folder, "the learner's incarnation"):
         write_whole(file, str(number))
     return number
-
-
-def _cause(error: Exception) -> Exception:
-    """An actor's own error, where Ray wrapped one."""
-    return getattr(error, "cause", None) or error

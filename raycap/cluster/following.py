@@ -27,16 +27,12 @@ def followed(folder: Path, label: str) -> Iterator[None]:
         ended = False
         while not ended:
             ended = stop.wait(1.0)  # one more read after the end: the last lines belong to it
-            if not file.exists():
-                continue
-            if file.stat().st_size < place:  # a resume cut the log
-                place = 0
-            with open(file, "rb") as handle:
-                handle.seek(place)
-                lines = handle.read().split(b"\n")
-            place += sum(len(line) + 1 for line in lines[:-1])
+            try:
+                lines, place = _new_lines(file, place)
+            except OSError:
+                continue  # not there yet, or the storage does not answer for a moment
             newest: dict[str, Any] = {}
-            for line in lines[:-1]:
+            for line in lines:
                 try:
                     record = json.loads(line)
                 except ValueError:
@@ -57,6 +53,20 @@ def followed(folder: Path, label: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(timeout=5)
+
+
+def _new_lines(file: Path, place: int) -> tuple[list[bytes], int]:
+    """Whole lines from a place in a log on, and the place after them.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if file.stat().st_size < place:  # a resume cut the log
+        place = 0
+    with open(file, "rb") as handle:
+        handle.seek(place)
+        *lines, _ = handle.read().split(b"\n")
+    return lines, place + sum(len(line) + 1 for line in lines)
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -82,16 +82,16 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
         queue = link.queue()
         turns.rest()
         with watch.of("wait"):
-            rollouts = link.take(stop_where_asked)
-        aside = set_aside(schedule, learner.step, rollouts, group)
+            part = link.take(stop_where_asked)
+        aside = set_aside(schedule, learner.step, part, group)
         turns.wake()
         with watch.of("learn"):
-            values = learner.update(rollouts)
+            values = learner.update(part.rollouts)
         turns.rest()  # others have theirs as soon as these weights are out
         with watch.of("publish"):
             link.publish()
         workers = queue.pop("workers", None)
-        values |= queue | step_seconds(rollouts, learner.step - 1, watch.lap(), recipe, group, workers=workers)
+        values |= queue | step_seconds(part.rollouts, learner.step - 1, watch.lap(), recipe, group, workers=workers)
         if learner.published is not None:
             values["published_bytes"] = learner.published.nbytes
         if aside:

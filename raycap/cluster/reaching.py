@@ -1,4 +1,4 @@
-"""Calls to an actor that may be away for a while: Ray starts it again, and the call is made once more."""
+"""Calls to an actor: what it says itself, what says that it is away, and the call made once more when it is back."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ def away(error: BaseException) -> bool:
     if isinstance(error, ray.exceptions.RayTaskError):  # of an actor error in there too: it was there to say so
         return False
     return isinstance(error, ray.exceptions.RayActorError | ray.exceptions.GetTimeoutError)
+
+
+def said(error: BaseException) -> BaseException:
+    """What an actor raised itself, where Ray has wrapped it; any other error as it is."""
+    import ray
+
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else None
+    return error if cause is None else cause
+
+
+def in_a_line(error: BaseException, length: int = 500) -> str:
+    """An error's kind and what it says, without line ends; it may say nothing."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:length]
+
+
+LOGS = "/tmp/ray/session_latest/logs on their nodes, or with `ray logs cluster`"
+"""Where the last words of lost processes are."""
 
 
 def answer(call: Callable[[], Any], limit_s: float = ANSWER_S) -> Any:

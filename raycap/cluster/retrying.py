@@ -16,7 +16,9 @@ from typing import Any
 import ray
 import ray.train
 
-from raycap.errors import RaycapError, WorkFailed
+from raycap.cluster.passing import storage_fails
+from raycap.cluster.reaching import said
+from raycap.errors import CheckpointError, RaycapError, WorkFailed
 
 TRACEBACK = "learner_error.txt"
 _GLOO = "gloo"  # torch's CPU collectives raise a plain RuntimeError, with the place in gloo's code
@@ -31,7 +33,10 @@ def final(error: BaseException, folder: Path) -> RaycapError | None:
     import torch
 
     if isinstance(error, RaycapError):
-        return error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        ours = said(error)
+        assert isinstance(ours, RaycapError)
+        # where the storage did not answer while a checkpoint was read, nothing is wrong with the checkpoint
+        return None if isinstance(ours, CheckpointError) and storage_fails(ours) else ours
     outside = (ray.exceptions.RayError, OSError, MemoryError, torch.OutOfMemoryError, torch.distributed.DistError)
     if isinstance(error, (*outside, getattr(torch, "AcceleratorError", MemoryError))):
         return None

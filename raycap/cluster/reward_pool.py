@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from raycap.cluster.reaching import AWAY_S
+from raycap.cluster.passing import may_pass, tried_again
+from raycap.cluster.reaching import AWAY_S, LOGS, in_a_line, said
 from raycap.cluster.room import patiently
 from raycap.errors import RaycapError, RewardStuck, WorkFailed
 from raycap.rewards.context import ContextSpec
-from raycap.rewards.contract import build_component, score_generation
+from raycap.rewards.contract import Component, build_component, score_generation
 from raycap.types import ComponentScores, Generation, Lease
 
 
 class RewardWorker:
-    """One component in a process of its own.
+    """One component in a process of its own, built once the process is there.
 
     Args:
         timeout_s: for one batch; a component that takes longer is stuck, its process with it, and ends.
@@ -33,20 +34,30 @@ class RewardWorker:
         self, name: str, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int,
         timeout_s: float = math.inf, shares_gpu: bool = False,
     ) -> None:  # fmt: skip
-        self.name, self.refused, self.timeout_s = name, None, timeout_s
+        self.name, self.timeout_s = name, timeout_s
         self._shared_device = spec.device if shares_gpu else ""
+        # In one thread beside Ray's own, which waits for a batch no longer than `timeout_s`. It builds the component,
+        # too: an actor that has lost its place and one that is still being made look the same from outside, and what
+        # this constructor raised would be the death of the actor.
+        self._scorer = ThreadPoolExecutor(1)
+        self._component = self._scorer.submit(self._build, spec, options, source, threads)
+
+    def _build(self, spec: ContextSpec, options: Mapping[str, Any], source: str, threads: int) -> Component:
+        who = f"rewards.{self.name}"
         try:
-            self.component = build_component(name, spec.open(), options, source)
-        except RaycapError as error:  # raised here, it would reach callers as the death of an actor
-            self.refused = error
-        # in one thread beside Ray's own, which waits for it no longer than `timeout_s`
-        self._scorer = ThreadPoolExecutor(1, initializer=_take_threads, initargs=(threads,))
+            built = tried_again(who, lambda: build_component(self.name, spec.open(), options, source))
+        except Exception as error:
+            if not may_pass(error):
+                raise
+            raise WorkFailed(f"could not be built, several times over, the last time of {in_a_line(error)}", key=who,
+                             remedy="run the same command again once its storage answers; give it more memory",
+                             ) from error  # fmt: skip
+        _take_threads(threads)
+        return built
 
     def ready(self) -> str:
         """The component's signature, once it is built; raises what it refused."""
-        if self.refused is not None:
-            raise self.refused
-        return str(getattr(self.component, "signature", self.name))
+        return str(getattr(self._component.result(), "signature", self.name))
 
     def score(self, image_ids: Sequence[str], generation: Generation) -> ComponentScores:
         """Scores of a batch.
@@ -71,7 +82,7 @@ class RewardWorker:
 
     def _score(self, image_ids: Sequence[str], generation: Generation) -> ComponentScores:
         try:
-            return score_generation(self.name, self.component, image_ids, generation)
+            return score_generation(self.name, self._component.result(), image_ids, generation)
         finally:
             if self._shared_device == "cuda":  # CIDEr-D and its like need no torch
                 from raycap.train.turns import release_cache
@@ -142,12 +153,11 @@ class RewardPools:
                 patiently(f"rewards.{name}", partial(_answered, ref), limit_s, look)
                 return str(ray.get(ref))
             except ray.exceptions.RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, RaycapError) else error) from None
+                raise (said(error) if isinstance(said(error), RaycapError) else error) from None
             except ray.exceptions.RayActorError as error:
                 restarts = isinstance(error, ray.exceptions.ActorUnavailableError)
                 if not restarts or time.monotonic() - began > self.away_s:
-                    raise WorkFailed(f"its actor could not start: {str(error)[:500]}", key=f"rewards.{name}",
-                                     remedy="look at the actor's log") from error  # fmt: skip
+                    raise _could_not_start(name, error) from error
             look()
             time.sleep(KNOCK_S)
 
@@ -208,16 +218,19 @@ class RewardPools:
         try:
             scores = ray.get(asked.ref)
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RewardStuck) and not asked.stuck:
-                print(f"{error.cause}; its actor is started again", flush=True)
+            cause = said(error)
+            if isinstance(cause, RewardStuck) and not asked.stuck:
+                print(f"{cause}; its actor is started again", flush=True)
                 asked.stuck = True
                 time.sleep(_LAST_WORDS_S)  # until then it would still answer
-            elif isinstance(error.cause, RaycapError):
-                raise error.cause from None
+            elif isinstance(cause, RaycapError):
+                raise cause from None
             else:
                 raise
         except ray.exceptions.RayActorError as error:
-            if asked.knocking and isinstance(error, ray.exceptions.ActorUnavailableError):
+            if error.actor_init_failed:  # of none that it was asked: it never was, and Ray starts it no more
+                self._leave_out(asked.name, asked.actor, error)
+            elif asked.knocking and isinstance(error, ray.exceptions.ActorUnavailableError):
                 time.sleep(KNOCK_S)  # it is being started again
             else:
                 asked.died_of(error, self.retries)
@@ -228,6 +241,24 @@ class RewardPools:
             return None
         self._knock(asked)
         return None
+
+    def _leave_out(self, name: str, actor: Any, error: Exception) -> None:
+        """The others of its pool do its work.
+
+        Raises:
+            WorkFailed: there are none.
+        """
+        others = [each for each in self.actors[name] if each != actor]
+        if not others:
+            raise _could_not_start(name, error) from error
+        if len(others) < len(self.actors[name]):
+            print(f"{_could_not_start(name, error)}; {len(others)} others are left", flush=True)
+        self.actors[name] = others
+
+
+def _could_not_start(name: str, error: Exception) -> WorkFailed:
+    return WorkFailed(f"its actor could not start: {in_a_line(error)}", key=f"rewards.{name}",
+                      remedy=f"look at the actor's log in {LOGS}")  # fmt: skip
 
 
 KNOCK_S = 0.5
@@ -257,6 +288,8 @@ class _Asked:
         self.deaths += 1
         if self.deaths >= limit:
             first = next(iter(self.lease.image_ids), "")
-            raise WorkFailed(f"its actors died {self.deaths} times of a batch that begins with {first}: {error}",
-                             key=f"rewards.{self.name}", remedy="look at the actor's log; give it more memory",
+            raise WorkFailed(f"its actors died {self.deaths} times of a batch that begins with {first}, the last one "
+                             f"of {in_a_line(error)}",
+                             key=f"rewards.{self.name}",
+                             remedy=f"give it more memory; look at the actor's log in {LOGS}",
                              ) from error  # fmt: skip

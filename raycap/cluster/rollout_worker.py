@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from raycap.cluster.reaching import reached
+from raycap.cluster.passing import storage_fails
+from raycap.cluster.reaching import answer, away, reached, said
 from raycap.cluster.reward_pool import RewardPools
 from raycap.cluster.tasks import on
 from raycap.data.features import FeatureStore
@@ -31,7 +32,7 @@ from raycap.models.weights import load_snapshot
 from raycap.recipe import SCSTRecipe
 from raycap.train.scst import generate_lease
 from raycap.train.turns import release_cache
-from raycap.types import Generation, Lease, Rollouts, WeightsId, WeightSnapshot
+from raycap.types import Generation, Lease, LeaseId, Rollouts, WeightsId, WeightSnapshot
 
 
 class RolloutWorker:
@@ -57,6 +58,10 @@ class RolloutWorker:
 _WEIGHTS_S, _WEIGHTS_GONE_S = 300.0, 0.5
 
 
+class _NotOurs(Exception):
+    """A lease was given to somebody else, or belongs to a start of the learner that is over."""
+
+
 class LeaseLoop:
     """Walks a worker through the Exchange: lease, generate, have it scored, deliver.
 
@@ -76,7 +81,7 @@ class LeaseLoop:
         self._over = threading.Event()
         self._lost: Exception | None = None
         self._error: RaycapError | None = None
-        self._held: dict[tuple[int, int], Lease] = {}
+        self._held: set[LeaseId] = set()
         self.seconds = {"wait": 0.0, "generate": 0.0, "reward": 0.0, "weights": 0.0}
         self.refused: RaycapError | None = None
 
@@ -114,29 +119,29 @@ class LeaseLoop:
         import ray
 
         known = self.worker.weights_id
-        answer = reached(lambda: self.exchange.lease.remote(self.name, known, list(self._held)))
-        if answer.get("closed"):
+        given = reached(lambda: self.exchange.lease.remote(self.name, known, list(self._held)))
+        if given.get("closed"):
             self._over.set()
             return False
-        lease: Lease | None = answer["lease"]
+        lease: Lease | None = given["lease"]
         marks = [asked, time.perf_counter()]
         self.seconds["wait"] += marks[1] - marks[0]
         if lease is None:
             self._rest()
             return False
-        place = (lease.step, lease.number)
-        self._held[place] = lease
-        with self._ending_with_what_goes_wrong(lease):
-            if answer["weights"] is not None:
+        held = lease.id(given["weights_id"].incarnation)
+        self._held.add(held)
+        with self._ending_with_what_goes_wrong(held):
+            if given["weights"] is not None:
                 try:
-                    self.worker.load(ray.get(answer["weights"][0], timeout=_WEIGHTS_S))
+                    self.worker.load(ray.get(given["weights"][0], timeout=_WEIGHTS_S))
                 except ray.exceptions.ObjectLostError:  # with the learner that put them; the next one publishes anew
-                    self._held.pop(place, None)
-                    self.exchange.weights_lost.remote(self.name, lease, answer["weights_id"])
+                    self._held.discard(held)
+                    self.exchange.weights_lost.remote(self.name, held, given["weights_id"])
                     time.sleep(_WEIGHTS_GONE_S)
                     return False
                 except ray.exceptions.GetTimeoutError as error:
-                    self._give_back(lease, f"its weights could not be had: {type(error).__name__}")
+                    self._give_back(held, f"its weights could not be had: {type(error).__name__}")
                     return False
             marks.append(time.perf_counter())
             generation = self.worker.generate(lease)
@@ -152,34 +157,40 @@ class LeaseLoop:
         return False
 
     def _have_it_scored(self, made: Rollouts, room: threading.Semaphore) -> None:
-        """In a thread: rewards are awaited and the lease is delivered."""
-        lease = made.lease
+        """In a thread: rewards are awaited and the lease is delivered, as long as it is this worker's."""
+        held = made.lease.id(made.weights_id.incarnation)
 
         def waiting(names: Sequence[str]) -> None:
-            what = f"waits for rewards: {', '.join(names)}"
-            self.exchange.doing.remote(self.name, lease.step, lease.number, what)
+            if not self._is_ours(held, f"waits for rewards: {', '.join(names)}"):
+                raise _NotOurs
 
         try:
-            with self._ending_with_what_goes_wrong(lease):
+            with self._ending_with_what_goes_wrong(held), suppress(_NotOurs):
                 waiting(self.pools.names)
                 began = time.perf_counter()
-                scores = self.pools.score(lease, made.generation, waiting)
+                scores = self.pools.score(made.lease, made.generation, waiting)
                 spent = {**made.seconds, "reward": time.perf_counter() - began}
                 self.seconds["reward"] += spent["reward"]
                 whole = replace(made, scores=scores, seconds=spent)
                 reached(lambda: self.exchange.deliver.remote(self.name, whole))
         finally:
-            self._let_go(lease)
+            self._held.discard(held)
             room.release()
 
-    def _let_go(self, lease: Lease) -> None:
-        """Of this attempt: after a restart of the learner another of the same number may be held."""
-        place = (lease.step, lease.number)
-        if self._held.get(place) is lease:
-            self._held.pop(place, None)
+    def _is_ours(self, held: LeaseId, doing: str) -> bool:
+        """Whether the Exchange waits for that lease from here, once it has heard what becomes of it; one that is away
+        is none the wiser."""
+        import ray
+
+        try:
+            return bool(answer(lambda: self.exchange.doing.remote(self.name, held, doing)))
+        except ray.exceptions.RayError as error:
+            if not away(error):
+                raise
+            return True
 
     @contextmanager
-    def _ending_with_what_goes_wrong(self, lease: Lease | None) -> Iterator[None]:
+    def _ending_with_what_goes_wrong(self, held: LeaseId | None) -> Iterator[None]:
         """What goes wrong inside ends the run with its message; what goes wrong with Ray ends this worker, and another
         takes its place and this lease."""
         import ray
@@ -187,26 +198,27 @@ class LeaseLoop:
         try:
             yield
         except RaycapError as error:  # an Exchange's own too: Ray gives it the type of its cause
-            self._end(error.cause if isinstance(error, ray.exceptions.RayTaskError) else error)
+            self._end(said(error))
         except ray.exceptions.RayTaskError as error:
             self._end(WorkFailed(f"a rollout worker failed: {error}"[:2000], key="worker", value=self.name))
         except ray.exceptions.RayError as error:
             self._lost = error
             self._over.set()
-            if lease is not None:
-                self._give_back(lease, str(error)[:200])
+            if held is not None:
+                self._give_back(held, str(error)[:200])
         except Exception as error:  # noqa: BLE001 - whatever it is, the run must end with its message
             what = f"a rollout worker failed: {type(error).__name__}: {error}"
             self._end(WorkFailed(what, key="worker", value=self.name))
 
-    def _give_back(self, lease: Lease, why: str) -> None:
-        self._let_go(lease)
-        self.exchange.give_back.remote(self.name, lease, why)  # unheard, it comes back when this worker asks again
+    def _give_back(self, held: LeaseId, why: str) -> None:
+        self._held.discard(held)
+        self.exchange.give_back.remote(self.name, held, why)  # unheard, it comes back when this worker asks again
 
-    def _end(self, error: RaycapError) -> None:
+    def _end(self, error: BaseException) -> None:
         """End the run. The crew tells it once more: an Exchange that is lost now would take it with it."""
         import ray
 
+        assert isinstance(error, RaycapError)
         self._error = self._error or error
         self._over.set()
         with suppress(ray.exceptions.RayError):
@@ -234,7 +246,9 @@ class RolloutActor(LeaseLoop):
             # cast before it goes to the device, which then never holds it in float32
             captioner = cast_in(getattr(torch, precision), load_captioner(Path(captioner_folder))).to(on(device))
             features = FeatureStore.open(Path(features_folder))
-        except RaycapError as error:  # raised here, it would look like the death of a worker, and others would follow
-            self.refused = error
+        except RaycapError as error:
+            if storage_fails(error):  # with this process, and the next one tries again
+                raise
+            self.refused = error  # raised here, it would look like the death of a worker, and others would follow
             return
         self.worker = RolloutWorker(captioner, features, recipe, max_length=max_length, seed=seed)

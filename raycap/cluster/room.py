@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from raycap.errors import WorkFailed
+from raycap.errors import Stopped, WorkFailed
 
 PATIENCE_S = 60.0
 """After so long without room it is said what is waited for, and again each time."""
@@ -43,12 +43,15 @@ def patiently(
         look()
         now = time.monotonic()
         if now - began > limit_s:
-            raise WorkFailed(f"{who} has not started; free are {free_room()}", key="cluster.stall_timeout_s",
-                             value=limit_s, remedy="ask for less, or raise it where nodes are slow to come",
-                             )  # fmt: skip
+            raise _no_room(who, limit_s)
         if now - told >= PATIENCE_S:
             told = now
             print(f"{who} has waited {now - began:.0f} s to start; free are {free_room()}", flush=True)
+
+
+def _no_room(who: str, limit_s: float) -> WorkFailed:
+    return WorkFailed(f"{who} has not started; free are {free_room()}", key="cluster.stall_timeout_s", value=limit_s,
+                      remedy="ask for less, or raise it where nodes are slow to come")  # fmt: skip
 
 
 class Seat:
@@ -56,10 +59,15 @@ class Seat:
 
     Without it, actors that are spread over the nodes leave half a GPU free on each, and a learner that wants a whole
     one waits for ever.
+
+    Args:
+        look: called now and then while it waits for room; may raise, to wait no longer.
     """
 
-    def __init__(self, who: str, bundles: Sequence[Mapping[str, float]], limit_s: float) -> None:
-        self.who, self.bundles, self.limit_s = who, [dict(bundle) for bundle in bundles], limit_s
+    def __init__(
+        self, who: str, bundles: Sequence[Mapping[str, float]], limit_s: float, look: Callable[[], None] = lambda: None
+    ) -> None:
+        self.who, self.bundles, self.limit_s, self._look = who, [dict(bundle) for bundle in bundles], limit_s, look
         self._group: Any = None
 
     def __enter__(self) -> Seat:
@@ -71,7 +79,7 @@ class Seat:
 
         self._group = placement_group(self.bundles, strategy="PACK")
         try:
-            patiently(self.who, self._group.wait, self.limit_s)
+            patiently(self.who, self._group.wait, self.limit_s, self._look)
         except BaseException:
             self.free()
             raise
@@ -127,16 +135,33 @@ class LearnersRoom:
         return 0.0 if self._since is None else now - self._since
 
 
-def telling_when_it_waits(room: LearnersRoom, every_s: float = 5.0) -> Callable[[], None]:
-    """Called now and then: says each minute that the learner finds no room."""
-    looked, told = time.monotonic(), 0.0
+def watched_wait(
+    room: LearnersRoom, limit_s: float, *, silent_s: Callable[[], float], stop: Callable[[], str],
+    every_s: float = 5.0, clock: Callable[[], float] = time.monotonic,
+) -> Callable[[], None]:  # fmt: skip
+    """A look at a learner that may wait for room, to be called now and then: each minute it says that the learner does.
+
+    Args:
+        limit_s: longer is too long.
+        silent_s: since when the learner has said nothing. One that speaks has its room, and somebody else waits.
+        stop: why somebody wants the stage to stop, empty when nobody does; there is no learner that could hear it.
+
+    Returns:
+        The look. It raises Stopped while the learner waits, and WorkFailed when it has waited for too long.
+    """
+    looked, told = clock(), 0.0
 
     def look() -> None:
         nonlocal looked, told
-        if time.monotonic() - looked < every_s:
+        if clock() - looked < every_s:
             return
-        waited, looked = room.waited_s(), time.monotonic()
+        waited, looked = min(room.waited_s(), silent_s()), clock()
         told = min(told, waited)
+        if waited and (why := stop()):
+            raise Stopped(f"stopped while the learner waited for room: {why}",
+                          remedy="the same command goes on from its last checkpoint")  # fmt: skip
+        if waited > limit_s:
+            raise _no_room("the learner", limit_s)
         if waited - told >= PATIENCE_S:
             told = waited
             print(f"the learner has waited {waited:.0f} s to start; free are {free_room()}", flush=True)

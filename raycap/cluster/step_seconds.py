@@ -44,6 +44,7 @@ def step_seconds(
         "policy_lag": lag / max(1.0, leases),
         "leases": int(leases),
         "max_policy_lag": recipe.scst.max_policy_lag,
+        "leases_ahead": recipe.cluster.leases_ahead,
         "workers/rollout": crew,
         **{f"workers/reward/{name}": recipe.rewards[name].workers for name in names},
         **({"collocated": True} if recipe.cluster.collocated else {}),

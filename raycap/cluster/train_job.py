@@ -5,20 +5,22 @@ Ray Train starts the group again after any error; `retrying` says which of them 
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from raycap.cluster.allocator import ALLOCATOR
+from raycap.cluster.giving_up import ABORT_S, end_run_of
 from raycap.cluster.metrics import ray_metrics
 from raycap.cluster.preemption import WATCHER, Notices, watched
-from raycap.cluster.room import LearnersRoom, free_room, telling_when_it_waits
+from raycap.cluster.reaching import in_a_line
+from raycap.cluster.room import LearnersRoom, watched_wait
 from raycap.cluster.silence import Silence
 from raycap.cluster.tasks import one_node
 from raycap.errors import RaycapError, Stopped, WorkFailed
@@ -27,6 +29,7 @@ from raycap.recipe import ClusterRecipe, LoggingRecipe
 from raycap.train.group import Alone, DistributedGroup, Group, built_together, together
 from raycap.train.journal import FolderJournal
 from raycap.train.sinks import all_of, sinks_of
+from raycap.train.stopping import stop_asked
 
 Built = TypeVar("Built")
 
@@ -109,8 +112,9 @@ def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict
 
 
 def _in_a_thread(function: Callable[[], Built], look: Callable[[], None]) -> Built:
-    """What a function returns or raises, or what `look` raises, which is called now and then. In the main thread Ray
-    Train would answer Ctrl-C itself, by ending everything at once with status 0."""
+    """What a function returns or raises, or what `look` raises, which is called now and then: then the run of Ray Train
+    that it waits for is ended. In the main thread Ray Train would answer Ctrl-C itself, by ending everything at once
+    with status 0."""
     made: Future[Built] = Future()
 
     def run() -> None:
@@ -119,16 +123,19 @@ def _in_a_thread(function: Callable[[], Built], look: Callable[[], None]) -> Bui
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             made.set_exception(error)
 
-    threading.Thread(target=run, name="fit", daemon=True).start()
-    while True:
-        with suppress(TimeoutError):  # now and then back here: signals are handled between two waits
-            return made.result(timeout=0.5)
-        if made.done():
-            return made.result()
-        look()
-
-
-_ROUND_S = 60.0  # Ray Train asks for room, anew after each of these (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)
+    thread = threading.Thread(target=run, name="fit", daemon=True)
+    thread.start()
+    try:
+        while True:
+            with suppress(TimeoutError):  # now and then back here: signals are handled between two waits
+                return made.result(timeout=0.5)
+            if made.done():
+                return made.result()
+            look()
+    except BaseException as error:
+        if not made.done():
+            end_run_of(thread, abort_s=0.0 if isinstance(error, KeyboardInterrupt) else ABORT_S)
+        raise
 
 
 def run_train_job(
@@ -139,29 +146,32 @@ def run_train_job(
     The loop must resume from its own journal: a restart calls it again with the same config.
 
     Raises:
-        RaycapError: what the loop raised; WorkFailed when the worker group could not be kept alive, or hangs.
+        RaycapError: what the loop raised; WorkFailed when the worker group could not be kept alive, finds no room, or
+            hangs; Stopped when somebody asks for that while it waits for room.
     """
     import ray
     import ray.train
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    silence, tell = Silence(folder / "log.jsonl", cluster.stall_timeout_s), telling_when_it_waits(LearnersRoom())
+    limit_s = cluster.stall_timeout_s
+    silence = Silence(folder / "log.jsonl", limit_s)
+    wait = watched_wait(LearnersRoom(), limit_s, silent_s=silence.silent_s, stop=partial(stop_asked, folder))
 
     def look() -> None:
-        tell()
         silence.look()
+        wait()
 
     lost = 0  # controllers: Ray Train starts ranks again, and nobody starts it
     while True:
         try:
             answer = _in_a_thread(_trainer(loop, config, cluster, folder).fit, look).return_value
         except ray.train.TrainingFailedError as error:
-            raise _why(error, cluster.max_failures, cluster.stall_timeout_s) from error
+            raise _why(error, cluster.max_failures) from error
         except ray.exceptions.RayActorError as error:
             lost += 1
             if lost > cluster.max_failures:
                 raise _exhausted("Ray Train's controller died", error, cluster.max_failures) from error
-            print(f"Ray Train's controller was lost ({str(error).splitlines()[0][:160]}); another starts", flush=True)
+            print(f"Ray Train's controller was lost ({in_a_line(error, 160)}); another starts", flush=True)
             continue
         if "error" in answer:
             raise answer["error"]
@@ -190,9 +200,8 @@ def _trainer(
     run = ray.train.RunConfig(
         name=f"train-{time.time_ns()}",
         storage_path=str(folder / "ray_train"),
-        failure_config=ray.train.FailureConfig(
-            max_failures=cluster.max_failures, controller_failure_limit=math.ceil(cluster.stall_timeout_s / _ROUND_S)
-        ),
+        # It asks for room in rounds of a minute and would count every one of the whole run: the driver watches instead.
+        failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=-1),
         worker_runtime_env={"env_vars": ALLOCATOR},
         callbacks=[EndAtOnce()],
     )
@@ -203,26 +212,16 @@ def _trainer(
                         scaling_config=scaling, run_config=run, torch_config=backend)  # fmt: skip
 
 
-def _why(error: Exception, max_failures: int, stall_timeout_s: float) -> RaycapError:
+def _why(error: Exception, max_failures: int) -> RaycapError:
     """What the run ends with when Ray Train gave up."""
     cause = getattr(error, "controller_failure", None)
-    if isinstance(cause, RaycapError):
-        return cause
-    if "StartupTimeout" in type(cause).__name__:
-        return WorkFailed(f"the learner has not started; free are {free_room()}", key="cluster.stall_timeout_s",
-                          value=stall_timeout_s, remedy="ask for less, or raise it where nodes are slow to come",
-                          )  # fmt: skip
-    return _exhausted("the learner failed", error, max_failures)
+    return cause if isinstance(cause, RaycapError) else _exhausted("the learner failed", error, max_failures)
 
 
 def _exhausted(what: str, error: Exception, max_failures: int) -> WorkFailed:
     of_ranks = getattr(error, "worker_failures", {})
-    said = "; ".join(f"rank {rank}: {_in_a_line(each)}" for rank, each in sorted(of_ranks.items())) or _in_a_line(error)
+    said = "; ".join(f"rank {rank}: {in_a_line(each)}" for rank, each in sorted(of_ranks.items())) or in_a_line(error)
     after = f" after {max_failures} restarts" if max_failures else ""
     remedy = "run the same command again: it goes on from the last checkpoint; or raise it"
     return WorkFailed(f"{what}{after}, the last time of {said}", key="cluster.max_failures", value=max_failures,
                       remedy=remedy)  # fmt: skip
-
-
-def _in_a_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import raycap
+from raycap.cluster.absence import Absence
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
@@ -179,7 +180,8 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     limit_s = recipe.cluster.stall_timeout_s + START_S
     with ExitStack() as ends:
         learner = wants[LEARNER]
-        seat = ends.enter_context(Seat("the learner", [learner.bundle] * learner.count, limit_s))
+        stop = partial(stop_before_start, folder)
+        seat = ends.enter_context(Seat("the learner", [learner.bundle] * learner.count, limit_s, stop))
         exchange = _exchange(run, seed, schedule)
         ends.callback(ray.kill, exchange)
         pools = RewardPools({name: _reward_actors(wants[name], spec, run) for name in recipe.rewards})
@@ -187,9 +189,11 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
             ends.callback(ray.kill, actor)
         at_once = count_that_fits(nodes(), list(wants.values()), ROLLOUT)
         start = _rollout_starter(run, seed, pools, wants[ROLLOUT], precision["rollout"])
-        crew = RolloutCrew(start, exchange, recipe.cluster.rollout_workers, at_once=at_once, room=LearnersRoom())
+        rewards = Absence([(name, actor) for name, pool in pools.actors.items() for actor in pool])
+        crew = RolloutCrew(start, exchange, recipe.cluster.rollout_workers, at_once=at_once, room=LearnersRoom(),
+                           rewards=rewards, quarantine_after=recipe.cluster.quarantine_after)  # fmt: skip
         ends.enter_context(crew)
-        ready = pools.wait_until_ready(limit_s, partial(stop_before_start, folder))  # while the crew's processes start
+        ready = pools.wait_until_ready(limit_s, stop)  # while the crew's processes start
         signatures = reward_signatures(ready, recipe.scst)
         write_json(folder / "rewards.json", signatures)
         config = _scst_config(run, seed) | {

@@ -122,10 +122,11 @@ def read_about(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the folder holds no captioner, or a broken one.
+        OSError: the storage does not answer, which says nothing of the captioner.
     """
     try:
         return dict(json.loads((folder / CONFIG).read_text())["about"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError("holds no captioner, or a broken one", key="checkpoint", value=str(folder),
                               remedy=f"a captioner's folder has {CONFIG} and {WEIGHTS}") from error  # fmt: skip
 
@@ -162,6 +163,7 @@ def load_captioner(folder: Path) -> PrefixCaptioner:
     Raises:
         CheckpointError: a file is missing, truncated, or its tensors do not fit the config; the pretrained LM that it
             stands on is another one by now.
+        OSError: see `read_about`.
     """
     read_about(folder)
     try:

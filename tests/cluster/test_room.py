@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 
 from raycap.cluster import crew, room
 from raycap.cluster.crew import RolloutCrew
-from raycap.cluster.room import LearnersRoom, Seat, patiently, unplaced_groups
-from raycap.errors import WorkFailed
+from raycap.cluster.room import LearnersRoom, Seat, patiently, unplaced_groups, watched_wait
+from raycap.errors import Stopped, WorkFailed
 
 WAIT_S = 120.0
 
@@ -54,6 +55,80 @@ def test_the_learner_waits_as_long_as_its_groups_do() -> None:
         unplaced[0] = waits
         found.append(learner.waited_s())
     assert found == [0, 0, 5, 10, 15, 20, 0, 0, 5]
+
+
+class Waiting:
+    """A learner's wait for room, looked at twice a second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(room, "free_room", lambda: "1 of 4 CPUs, 0 of 2 GPUs")
+        self.now, self.unplaced, self.spoke, self.why = 0.0, False, 0.0, ""
+        learner = LearnersRoom(lambda: self.unplaced, lambda: self.now)
+        self.look = watched_wait(learner, 180.0, silent_s=lambda: self.now - self.spoke, stop=lambda: self.why,
+                                 clock=lambda: self.now)  # fmt: skip
+
+    def passes(self, seconds: float) -> None:
+        for _ in range(int(2 * seconds)):
+            self.now += 0.5
+            self.look()
+
+
+def test_a_learner_s_wait_for_room_is_told_each_minute_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However often it has waited before, each time for less than it may: a long run meets many preemptions."""
+    learner = Waiting(monkeypatch)
+    for _ in range(10):
+        learner.unplaced = True
+        learner.passes(170)
+        learner.unplaced = False
+        learner.spoke = learner.now
+        learner.passes(30)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"the learner has waited {s} s to start; free are 1 of 4 CPUs, 0 of 2 GPUs" for s in (60, 120)] * 10
+    learner.unplaced = True
+    with pytest.raises(WorkFailed, match=r"stall_timeout_s = 180\.0: the learner has not started; free are 1 of 4"):
+        learner.passes(200)
+
+
+def test_a_learner_that_speaks_has_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run of this job waits for its own."""
+    learner = Waiting(monkeypatch)
+    learner.unplaced = True
+    for _ in range(100):
+        learner.spoke = learner.now
+        learner.passes(10)
+
+
+def test_a_stop_is_heard_for_a_learner_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that works hears it itself, and writes a checkpoint first."""
+    learner = Waiting(monkeypatch)
+    learner.why = "SIGTERM"
+    learner.passes(60)
+    learner.unplaced = True
+    with pytest.raises(Stopped, match=r"stopped while the learner waited for room: SIGTERM \(the same command goes on"):
+        learner.passes(20)
+
+
+class Group:
+    """A placement group that finds no room."""
+
+    def wait(self, wait_s: float) -> bool:
+        return False
+
+
+def test_who_waits_for_a_seat_hears_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = importlib.import_module("ray.util.placement_group")  # `ray.util` has a function of that name
+    made, removed = Group(), list[Any]()
+    monkeypatch.setattr(groups, "placement_group", lambda *_, **__: made)
+    monkeypatch.setattr(groups, "remove_placement_group", removed.append)
+
+    def stop() -> None:
+        raise Stopped("planted")
+
+    with pytest.raises(Stopped), Seat("the learner", [{"CPU": 1.0}], 3600.0, stop):
+        pytest.fail("there is no room")
+    assert removed == [made]
 
 
 class FakeExchange:

@@ -61,7 +61,7 @@ def test_the_learner_of_scst_recomputes_in_its_type(tiny_run: Any, blocks: list[
     config = {"recipe": run.recipe, "seed": 0, "device": "cpu", "precision": "bfloat16", **folders}
     learner, _ = learner_loop._set_up(config, Alone())
     assert blocks == [2]
-    assert learner.precision == torch.bfloat16
+    assert learner.descent.precision == torch.bfloat16
 
 
 @pytest.mark.usefixtures("in_this_process")
