@@ -45,7 +45,8 @@ def test_it_shows_how_far_how_fast_and_who_waits(stage: Path) -> None:
         log.write('{"step": 21, "tot')  # is being written
     said = shown(stage)
     for text in ("20 of 40 steps", "0.50 steps/s", "ETA 0:40", "reward/clip/sampled", "0.105", "0.500 (best 0.500)",
-                 "seconds a step: wait 0.80", "look 0.05", "learner waits 39% for rewards: clip; raise rewards.clip.workers",
+                 "seconds a step: wait 0.80", "look 0.05",
+                 "learner waits 39% for rewards: clip; raise rewards.clip.workers",
                  "last line 0 s ago"):  # fmt: skip
         assert text in said, said
 
