@@ -2,16 +2,21 @@
 
     python benchmarks/async.py [--steps 30] [--unit 0.4] [--publish-mb 500] [--workers 8]
 
-Real Exchange, rollout actors, reward pools and Ray; the work itself is slept, as if it were done on GPUs, so that two
-cores suffice. Three shapes of a step, each at lag 0, 1 and 4: `balanced` (generation and learning take as long as each
-other), `slow_reward` (rewards take twice as long as either), `slow_generation` (generation does).
+Real Exchange, rollout actors, reward pools and Ray, and the learner's own taking and publishing; the work itself is
+slept, as if it were done on GPUs, so that two cores suffice. Three shapes of a step, each at lag 0, 1 and 4: `balanced`
+(generation and learning take as long as each other), `slow_reward` (rewards take twice as long as either),
+`slow_generation` (generation does). At every step it is checked that the learner got each lease of it once, from
+weights that are no older than the lag allows.
 
     <shape>.lag1_over_lag0, .lag4_over_lag0   steps a second over those at lag 0
-    <shape>.learner_idle_share                of the learner's time, at lag 1 (and `_by_lag`)
-    scaling_8                                 leases a second of 8 workers bound by generation over those of one
+    <shape>.learner_idle_share                mean of the log's idle/learner at lag 1 (and `_by_lag`)
+    scaling_8                                 leases a second of 8 workers bound by generation over those of one (of N:
+                                              `scaling_N`)
     publish_gb_per_s                          weights of `--publish-mb` from the learner's parameters into those of all
                                               workers of this node: bytes that must be copied over seconds
-    memcpy_gb_per_s                           bytes copied a second by all cores, each into an array of its own
+    memcpy_gb_per_s                           bytes copied a second by all cores that this process may use, each from an
+                                              array of its own into another (1 GB of arrays in all)
+    publish_over_memcpy                       of one over the other, measured in turn: the median of the rounds' ratios
 
 The copies that publishing cannot avoid: parameters into the flat buffer, the buffer into the object store, and from the
 store (which all workers map into their memory) into each worker's parameters: workers + 2 times the weights.
@@ -23,9 +28,13 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,13 +42,22 @@ import ray
 import torch
 
 from raycap.cluster.exchange import Exchange
+from raycap.cluster.exchange_link import ExchangeLink
+from raycap.cluster.reaching import reached
 from raycap.cluster.reward_pool import RewardPools
 from raycap.cluster.rollout_worker import LeaseLoop
+from raycap.cluster.step_seconds import step_seconds
 from raycap.models.weights import load_snapshot, snapshot
+from raycap.recipe import ClusterRecipe, RewardRecipe, SCSTRecipe
+from raycap.train.group import Alone
 from raycap.train.prompts import PromptSchedule
-from raycap.types import ComponentScores, Generation, Lease, WeightsId, WeightSnapshot
+from raycap.train.stopwatch import Stopwatch
+from raycap.types import ComponentScores, Generation, Lease, Rollouts, WeightsId, WeightSnapshot
 
 IMAGES, LEASES, SAMPLES = 32, 8, 2
+SCHEDULE = PromptSchedule([f"i{n}" for n in range(1000)], batch_size=IMAGES, lease_size=IMAGES // LEASES, seed=0)
+WARM = 3
+"""Steps before the clock is started: the pipeline is full."""
 RAY = {"address": "local", "include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -72,11 +90,10 @@ def main() -> None:
     try:
         for name, shape in shapes.items():
             report[name] = compared(shape, asked.steps)
-        report["scaling_8"] = scaled(asked.workers, unit)
+        report[f"scaling_{asked.workers}"] = scaled(asked.workers, unit)
         report |= published(asked.publish_mb, asked.workers)
     finally:
         ray.shutdown()
-    report["memcpy_gb_per_s"] = copied()
     print(json.dumps(report))
 
 
@@ -106,6 +123,9 @@ class SleepyActor(LeaseLoop):
         super().__init__(name, pools, ahead=2)
         self.worker = Sleeper(seconds_a_lease)  # type: ignore[assignment]
 
+    def ready(self) -> None:
+        """It is there."""
+
 
 class SleepyReward:
     def __init__(self, seconds_a_lease: float) -> None:
@@ -118,20 +138,19 @@ class SleepyReward:
 
 
 class Crew:
-    """An Exchange, rollout actors and one reward actor, at work until the block ends."""
+    """An Exchange, rollout actors and a reward actor, at work until the block ends; all are there before any works."""
 
     def __init__(self, *, steps: int, lag: int, workers: int, generate: float, reward: float) -> None:
-        schedule = PromptSchedule(
-            [f"i{n}" for n in range(1000)], batch_size=IMAGES, lease_size=IMAGES // LEASES, seed=0
-        )
         self.exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000).remote(
-            schedule, total_steps=steps, max_policy_lag=lag, lease_timeout_s=600.0, quarantine_after=3
+            SCHEDULE, total_steps=steps, max_policy_lag=lag, lease_timeout_s=600.0, quarantine_after=3
         )  # fmt: skip
         rewards = [ray.remote(SleepyReward).options(num_cpus=0).remote(reward)]
         pools = RewardPools({"slept": rewards})
         kind = ray.remote(SleepyActor).options(num_cpus=0)
-        self.actors = [*rewards, *(kind.remote(f"w{n}", pools, generate) for n in range(workers))]
-        self.at_work = [actor.run.remote(self.exchange) for actor in self.actors[1:]]
+        workers_made = [kind.remote(f"w{n}", pools, generate) for n in range(workers)]
+        ray.get([worker.ready.remote() for worker in workers_made])
+        self.actors = [*rewards, *workers_made]
+        self.at_work = [worker.run.remote(self.exchange) for worker in workers_made]
 
     def __enter__(self) -> Crew:
         return self
@@ -142,28 +161,63 @@ class Crew:
         for actor in [self.exchange, *self.actors]:
             ray.kill(actor)
 
-    def publish(self, version: int) -> None:
-        empty = WeightSnapshot(WeightsId(0, version), (), np.zeros(0, np.uint8))
-        ray.get(self.exchange.publish.remote(WeightsId(0, version), [ray.put(empty)]))
+
+class SleepyLearner:
+    """What the learner's loop asks of a learner; an update is slept, and there is nothing in the weights."""
+
+    def __init__(self, seconds_a_step: float) -> None:
+        self.seconds, self.step, self.incarnation = seconds_a_step, 0, 0
+        self.published: WeightSnapshot | None = None
+
+    def publish(self, into: WeightSnapshot | None) -> WeightSnapshot:
+        return WeightSnapshot(WeightsId(self.incarnation, self.step), (), np.zeros(0, np.uint8))
+
+    def update(self, rollouts: Sequence[Rollouts]) -> None:
+        time.sleep(self.seconds)
+        self.step += 1
 
 
-def learned(shape: Shape, lag: int, steps: int, workers: int = 2) -> tuple[float, float]:
-    """Steps a second, and the share of its time that the learner waited."""
-    with Crew(steps=steps + 3, lag=lag, workers=workers, generate=shape.generate * workers / LEASES,
-              reward=shape.reward / LEASES) as crew:  # fmt: skip
-        ray.get(crew.exchange.reset.remote(0, 0))
-        crew.publish(0)
-        waited, started = 0.0, 0.0
-        for step in range(steps + 3):
-            if step == 3:  # actors have started, the pipeline is full
-                waited, started = 0.0, time.perf_counter()
-            asked = time.perf_counter()
-            ray.get(crew.exchange.take.remote(step, 0, 1, 60.0, 0))
-            waited += time.perf_counter() - asked
-            time.sleep(shape.learn)
-            crew.publish(step + 1)
+def check(rollouts: Sequence[Rollouts], step: int, lag: int) -> None:
+    """What the learner got for a step: each of its leases once, in order, scored, and from weights fresh enough."""
+    leases = [rollout.lease for rollout in rollouts]
+    assert [(lease.step, lease.number) for lease in leases] == [(step, number) for number in range(LEASES)], leases
+    assert [lease.prompts for lease in leases] == [lease.prompts for lease in SCHEDULE.leases(step)], step
+    for rollout in rollouts:
+        behind = step - rollout.weights_id.policy_version
+        assert rollout.weights_id.incarnation == 0, rollout.weights_id
+        assert 0 <= behind <= lag, f"step {step}: {behind} versions behind at lag {lag}"
+        assert rollout.scores.keys() == {"slept"}, rollout.scores
+
+
+def learned(
+    shape: Shape, lag: int, steps: int, workers: int = 2, crew_of: Callable[..., Any] = Crew
+) -> tuple[float, float]:
+    """Steps a second, and the share of its time that the learner waited: the loop of `raycap.cluster.learner_loop`
+    without a captioner."""
+    recipe: Any = SimpleNamespace(
+        scst=SCSTRecipe(max_policy_lag=lag), cluster=ClusterRecipe(rollout_workers=workers),
+        rewards={"slept": RewardRecipe()},
+    )  # fmt: skip
+    learner: Any = SleepyLearner(shape.learn)
+    with crew_of(steps=steps + WARM, lag=lag, workers=workers, generate=shape.generate * workers / LEASES,
+                 reward=shape.reward / LEASES) as crew, TemporaryDirectory() as folder:  # fmt: skip
+        link = ExchangeLink(crew.exchange, learner, Alone(), Path(folder), stall_timeout_s=60.0)
+        link.open()
+        watch, health = Stopwatch(), list[dict[str, float]]()
+        while learner.step < steps + WARM:
+            if learner.step == WARM:
+                started = time.perf_counter()
+            with watch.of("wait"):
+                rollouts = link.take(lambda: None).rollouts
+            check(rollouts, learner.step, lag)
+            with watch.of("learn"):
+                learner.update(rollouts)
+            with watch.of("publish"):
+                link.publish()
+            health.append(step_seconds(rollouts, learner.step - 1, watch.lap(), recipe, Alone()))
+            assert 0 <= health[-1]["policy_lag"] <= lag, health[-1]
         whole = time.perf_counter() - started
-    return steps / whole, waited / whole
+    return steps / whole, fmean(each["idle/learner"] for each in health[WARM:])
 
 
 def compared(shape: Shape, steps: int) -> dict[str, Any]:
@@ -177,19 +231,20 @@ def compared(shape: Shape, steps: int) -> dict[str, Any]:
     }
 
 
-def scaled(workers: int, unit: float) -> float:
+def scaled(workers: int, unit: float, crew_of: Callable[..., Any] = Crew) -> float:
     """Leases a second of many workers that do nothing but generate, over those of one."""
     rates = {}
     for count in (1, workers):
-        steps = 2 * count
-        with Crew(steps=steps + 4, lag=64, workers=count, generate=unit, reward=0.0) as crew:
-            ray.get(crew.exchange.reset.remote(0, 0))
-            crew.publish(0)
-            ray.get(crew.exchange.take.remote(0, 0, 1, 60.0, 0))  # all have started by then
-            ray.get(crew.exchange.take.remote(1, 0, 1, 60.0, 0))
-            started = time.perf_counter()
-            for step in range(2, steps + 2):
-                ray.get(crew.exchange.take.remote(step, 0, 1, 60.0, 0))
+        steps, lag = 2 * count, 64
+        with crew_of(steps=steps + 4, lag=lag, workers=count, generate=unit, reward=0.0) as crew:
+            learner: Any = SleepyLearner(0.0)
+            with TemporaryDirectory() as folder:
+                ExchangeLink(crew.exchange, learner, Alone(), Path(folder), stall_timeout_s=60.0).open()
+            for step in range(steps + 2):
+                if step == 2:  # all are in the middle of it
+                    started = time.perf_counter()
+                part = reached(lambda crew=crew, step=step: crew.exchange.take.remote(step, 0, 1, 60.0, 0))
+                check(part.rollouts, step, lag)
             rates[count] = steps * LEASES / (time.perf_counter() - started)
     return rates[workers] / rates[1]
 
@@ -202,6 +257,21 @@ class Parameters(torch.nn.Module):
         self.pieces = torch.nn.ParameterList(torch.zeros(1 << 20) for _ in range(megabytes // 4))
 
 
+def fill(module: Parameters, number: int) -> None:
+    """Every piece with a number of its own, another one each round."""
+    with torch.no_grad():
+        for place, piece in enumerate(module.pieces):
+            piece.fill_(1000 * number + place)
+
+
+def holds(module: Parameters, number: int) -> bool:
+    """Whether it was filled with that: first, middle and last value of every piece."""
+    return all(
+        [float(piece.detach()[at]) for at in (0, len(piece) // 2, -1)] == [1000 * number + place] * 3
+        for place, piece in enumerate(module.pieces)
+    )
+
+
 class Receiver:
     def __init__(self, megabytes: int) -> None:
         torch.set_num_threads(1)
@@ -211,43 +281,64 @@ class Receiver:
     def ready(self) -> None:
         """It is there."""
 
-    def load(self, published: list[Any]) -> float:
+    def load(self, published: list[Any]) -> None:
         load_snapshot(self.module, ray.get(published[0]))
-        return float(self.module.pieces[-1][-1])
+
+    def holds(self, number: int) -> bool:
+        return holds(self.module, number)
 
 
 def published(megabytes: int, workers: int, rounds: int = 5) -> dict[str, float]:
+    """Publishing and plain copying in turn, so that what is compared is of the same moments."""
     kind = ray.remote(Receiver).options(num_cpus=0)
     receivers = [kind.remote(megabytes) for _ in range(workers)]
     ray.get([receiver.ready.remote() for receiver in receivers])
-    module, seconds, made = Parameters(megabytes), list[float](), None
-    for number in range(rounds):
-        with torch.no_grad():
-            module.pieces[-1].fill_(number)
-        started = time.perf_counter()
-        made = snapshot(module, WeightsId(0, number), None if made is None else made.buffer)
-        weights = ray.put(made)
-        got = ray.get([receiver.load.remote([weights]) for receiver in receivers])
-        seconds.append(time.perf_counter() - started)
-        assert got == [float(number)] * workers
-        del weights
+    module, made, seconds, copies = Parameters(megabytes), None, list[float](), list[float]()
+    total = (workers + 2) * (megabytes // 4) * 4 * (1 << 20)
+    with Copier() as copier:
+        for number in range(1, rounds + 1):
+            fill(module, number)
+            copies.append(copier.gb_per_s())
+            started = time.perf_counter()
+            made = snapshot(module, WeightsId(0, number), None if made is None else made.buffer)
+            weights = ray.put(made)
+            ray.get([receiver.load.remote([weights]) for receiver in receivers])
+            seconds.append(time.perf_counter() - started)
+            assert all(ray.get([receiver.holds.remote(number) for receiver in receivers])), number
+            del weights
     for receiver in receivers:
         ray.kill(receiver)
-    total = (workers + 2) * (megabytes // 4) * 4 * (1 << 20)
-    return {"publish_gb_per_s": total / float(np.median(seconds)) / 1e9, "publish_s": float(np.median(seconds))}
+    return compared_with_copies([total / each / 1e9 for each in seconds], copies) | {"publish_s": median(seconds)}
 
 
-def copied(megabytes: int = 500, rounds: int = 5) -> float:
-    """GB/s of plain copies by all cores at a time."""
-    threads = os.cpu_count() or 1
-    pairs = [(np.ones(megabytes << 17), np.ones(megabytes << 17)) for _ in range(threads)]
-    seconds = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(rounds):
-            started = time.perf_counter()
-            list(pool.map(lambda pair: np.copyto(*pair), pairs))
-            seconds.append(time.perf_counter() - started)
-    return threads * (megabytes << 20) / float(np.median(seconds)) / 1e9
+def compared_with_copies(publishing: Sequence[float], copying: Sequence[float]) -> dict[str, float]:
+    """Of rounds in turn, GB/s each."""
+    return {
+        "publish_gb_per_s": median(publishing),
+        "memcpy_gb_per_s": median(copying),
+        "publish_over_memcpy": median(one / other for one, other in zip(publishing, copying, strict=True)),
+    }
+
+
+class Copier:
+    """Plain copies by all cores that this process may use; together they read `megabytes`, and write as many."""
+
+    def __init__(self, megabytes: int = 500) -> None:
+        self.threads = len(os.sched_getaffinity(0))
+        words = (megabytes << 17) // self.threads
+        self.pairs = [(np.ones(words), np.ones(words)) for _ in range(self.threads)]
+        self.pool = ThreadPoolExecutor(self.threads)
+
+    def __enter__(self) -> Copier:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.pool.shutdown()
+
+    def gb_per_s(self) -> float:
+        started = time.perf_counter()
+        list(self.pool.map(lambda pair: np.copyto(pair[1], pair[0]), self.pairs))
+        return sum(pair[0].nbytes for pair in self.pairs) / (time.perf_counter() - started) / 1e9
 
 
 if __name__ == "__main__":

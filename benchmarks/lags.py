@@ -3,7 +3,8 @@
     python benchmarks/lags.py --storage /folder [--lags 0 1 4] [--seeds 0 1 2 3 4] [key=value ...]
 
 Trains MLE once a seed, then SCST from it once a seed and lag (runs `lag-0`, `lag-1` ...), and evaluates on the test
-split. What is finished is taken as it is: the same command goes on. Prints one JSON object, and draws `lags.svg` into
+split. What is finished is taken as it is: the same command goes on, and one with more seeds or lags trains those alone.
+Prints one JSON object, and draws `lags.svg` into
 the storage:
 
     by_lag.<n>.cider_d          greedy CIDEr-D on test by seed, and its mean
@@ -28,6 +29,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from raycap.whole_file import write_whole
+
 SHARED = ("prepare", "clip", "features")
 
 
@@ -51,18 +54,44 @@ def main() -> None:
 def train(storage: Path, lag: int, first: int, seeds: list[int], values: list[str]) -> None:
     """SCST at a lag; what comes before it is that of the first lag's run."""
     run = storage / f"lag-{lag}"
-    if (run / "results.json").exists():
+    before = done(run)
+    if before.get("values") == values and set(seeds) <= set(before["seeds"]):
         return
-    stages = "[prepare,clip,features,mle,scst,evaluate]"
+    seeds = sorted({*seeds, *before.get("seeds", [])})  # all in one table
+    stages = "[prepare,clip,features,mle,scst]"
     if lag != first:
-        stages = "[scst,evaluate]"
-        before = storage / f"lag-{first}"
+        stages = "[scst]"
         for made in (*SHARED, *(f"seed-{seed}/mle" for seed in seeds)):
-            if (before / made).exists() and not (run / made).exists():
-                shutil.copytree(before / made, run / made)
-    command = [sys.executable, "-c", "from raycap.cli import main; main()", "run", "recipe=scenes",
-               f"name=lag-{lag}", f"storage={storage}", f"seeds={seeds}", f"stages={stages}",
-               f"scst.max_policy_lag={lag}", *values]  # fmt: skip
+            take_over(storage / f"lag-{first}" / made, run / made)
+    common = ["recipe=scenes", f"name=lag-{lag}", f"storage={storage}", f"seeds={seeds}",
+              f"scst.max_policy_lag={lag}", *values]  # fmt: skip
+    call([*common, f"stages={stages}"])
+    call([*common, "stages=[evaluate]", "rerun=stale"])  # the table alone is made again where there are more seeds
+    write_whole(run / DONE, json.dumps({"seeds": seeds, "values": values}))
+
+
+DONE = "lags.json"
+"""In a run, once all of it is there: for which seeds, with which values."""
+
+
+def done(run: Path) -> dict[str, Any]:
+    file = run / DONE
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def take_over(source: Path, target: Path) -> None:
+    """A copy of a stage that has finished, there whole or not at all."""
+    if (target / "finished.json").exists() or not (source / "finished.json").exists():
+        return
+    begun = target.with_name(f".{target.name}.tmp")
+    for left in (begun, target):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(source, begun)
+    begun.rename(target)
+
+
+def call(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", "from raycap.cli import main; main()", "run", *arguments]
     subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
 
 

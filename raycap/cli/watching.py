@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from rich.text import Text
 
 from raycap.cli.group import AnyPath, options
 from raycap.errors import CheckpointError
-from raycap.train.bottleneck import bottleneck
+from raycap.train.bottleneck import bottleneck, typical
 from raycap.train.progress import clock
+from raycap.train.tail import Tail
 
 WINDOW = 50
 """Steps that means and the rate are taken over."""
@@ -35,36 +35,57 @@ _BARS = "▁▂▃▄▅▆▇█"
 def watch(folder: Path, every: float, once: bool) -> None:
     """Watch a stage that trains (mle, scst, mle_continued) from any machine that sees its storage.
 
-    It ends when the stage has ended; Ctrl-C ends the watching alone.
+    It ends when the stage has ended; Ctrl-C ends the watching alone. Nobody tells it that a stage died: it shows how
+    long ago the last line came, in red when that is longer than steps have taken.
     """
-    if not folder.is_dir():
-        raise CheckpointError("there is no such stage", key="folder", value=str(folder),
-                              remedy="name its folder: STORAGE/NAME/scst")  # fmt: skip
-    console = Console()
+    _check_stage(folder)
+    console, tail = Console(), Tail(folder / "log.jsonl")
+    records: list[dict[str, Any]] = []
+
+    def look() -> RenderableType:
+        new, anew = tail.look()
+        if anew:
+            records.clear()
+        records.extend(record for record in new if "step" in record)
+        return view(folder.name, records, None if ended() else tail.age_s(time.time()))
+
+    def ended() -> bool:
+        return (folder / "finished.json").exists()
+
     if once:
-        console.print(view(folder.name, _records(folder)))
+        console.print(look())
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            ended = (folder / "finished.json").exists()
-            live.update(view(folder.name, _records(folder)), refresh=True)
-            if ended:
+            last = ended()
+            live.update(look(), refresh=True)
+            if last:
                 return
             time.sleep(every)
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
-    from raycap.train.journal import read_log
+def _check_stage(folder: Path) -> None:
+    """Raises CheckpointError where a folder is no stage; the stages below it are named."""
+    if (folder / "stage.json").is_file():
+        return
+    below = sorted(file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/stage.json"))
+    named = [str(stage.relative_to(folder)) for stage in below if (stage / "log.jsonl").exists()]
+    what = "is no stage, but has stages below it" if named else "there is no such stage"
+    remedy = f"add one of {', '.join(named)}" if named else "name its folder: STORAGE/NAME/scst"
+    raise CheckpointError(what, key="folder", value=str(folder), remedy=remedy)
 
-    return [r for r in read_log(folder) if "step" in r] if (folder / "log.jsonl").exists() else []
 
+def view(label: str, records: Sequence[Mapping[str, Any]], age_s: float | None = None) -> RenderableType:
+    """A stage's log as it is shown.
 
-def view(label: str, records: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """A stage's log as it is shown."""
+    Args:
+        age_s: seconds since its last line; None where the stage has ended.
+    """
     if not records:
         return Panel(Text("has not begun to train"), title=label)
-    last, recent = records[-1], list(deque(records, WINDOW))
-    return Panel(Group(_progress(last, recent), *_figures(records, recent), *_waiting(recent)), title=label)
+    last, recent = records[-1], records[-WINDOW:]
+    shown = [_progress(last, recent), *_figures(records, recent), *_waiting(recent), *_age(recent, age_s)]
+    return Panel(Group(*shown), title=label)
 
 
 def _progress(last: Mapping[str, Any], recent: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -96,17 +117,31 @@ def _figures(records: Sequence[Mapping[str, Any]], recent: Sequence[Mapping[str,
 
 
 def _waiting(recent: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
-    keys = {key for r in recent for key in r if key.startswith(("seconds/", "idle/"))}
-    means = {key: sum(r.get(key, 0.0) for r in recent) / len(recent) for key in keys}
-    parts = [f"{part} {means[f'seconds/{part}']:.2f} s" for part in ("wait", "learn", "publish")
+    means = typical(recent)
+    parts = [f"{part} {means[f'seconds/{part}']:.2f}" for part in ("wait", "learn", "publish", "look", "checkpoint")
              if f"seconds/{part}" in means]  # fmt: skip
     if parts:
-        yield Text("a step of the learner: " + ", ".join(parts))
+        yield Text("learner, seconds a step: " + ", ".join(parts))
     if where := bottleneck(means):
         yield Text(where, style="yellow")
     warnings = [r["warning"] for r in recent if "warning" in r]
     if warnings:
         yield Text(warnings[-1], style="red")
+
+
+_SILENT_S, _SILENT_STEPS = 30.0, 3.0
+"""A stage is silent for long after so many seconds, and so many times the longest that a step took of late."""
+
+
+def _age(recent: Sequence[Mapping[str, Any]], age_s: float | None) -> Iterator[RenderableType]:
+    if age_s is None:
+        return
+    longest = max((b["seconds"] - a["seconds"] for a, b in itertools.pairwise(recent)), default=0.0)
+    if age_s < max(_SILENT_S, _SILENT_STEPS * longest):
+        yield Text(f"last line {age_s:.0f} s ago", style="dim")
+    else:
+        yield Text(f"last line {clock(age_s)} ago, and no step took longer than {clock(longest)}: it waits for room, "
+                   "hangs or is dead; the job's log says more", style="red")  # fmt: skip
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:

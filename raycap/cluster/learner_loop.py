@@ -51,7 +51,7 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
     group = training_group(recipe.cluster, config["device"])
     journal = rank_journal(
         config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging,
-        watched=config.get("watched", False),
+        watched=config.get("watched", False), closing=config.get("closing"),
     )  # fmt: skip
     schedule = _schedule(config, folder)
     learner, steering = built_together(group, lambda: _set_up(config, group))

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from raycap.train.sinks import Sink, numbers_of
+from raycap.train.sinks import Sink
+from raycap.train.trackers import numbers_of
 
 # log keys whose second half is a name: one metric with a tag instead of one a name
-_TAGGED = {"seconds": "part", "idle": "who", "queue": "state", "reward": "component"}
+_TAGGED = {"seconds": "part", "idle": "who", "queue": "state", "workers": "role", "reward": "component"}
 
 
 def metric_of(key: str) -> tuple[str, dict[str, str]]:
@@ -32,12 +33,10 @@ def ray_metrics(run: str) -> Sink:
     gauges: dict[str, Any] = {}
 
     def log(record: Mapping[str, Any]) -> None:
-        if "step" not in record:
-            return
         for key, value in {**numbers_of(record), "step": float(record["step"])}.items():
             name, tags = metric_of(key)
             if name not in gauges:
                 gauges[name] = Gauge(name, description=f"{key} of raycap's log", tag_keys=("run", *tags))
             gauges[name].set(value, tags={"run": run, **tags})
 
-    return log
+    return Sink("Ray's metrics", "look at the agent of the learner's node", log)

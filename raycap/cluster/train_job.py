@@ -28,8 +28,9 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, LoggingRecipe
 from raycap.train.group import Alone, DistributedGroup, Group, built_together, together
 from raycap.train.journal import FolderJournal
-from raycap.train.sinks import all_of, sinks_of
+from raycap.train.sinks import Sinks, sinks_of
 from raycap.train.stopping import stop_asked
+from raycap.train.trackers import FAILED, FINISHED, STOPPED
 
 Built = TypeVar("Built")
 
@@ -62,12 +63,15 @@ def training_group(cluster: ClusterRecipe, device: str) -> Group:
 
 
 def rank_journal(
-    folder: str, group: Group, *, keep: int, about: Mapping[str, Any], logging: LoggingRecipe, watched: bool = False
-) -> FolderJournal:
+    folder: str, group: Group, *, keep: int, about: Mapping[str, Any], logging: LoggingRecipe, watched: bool = False,
+    closing: list[Callable[[str], None]] | None = None,
+) -> FolderJournal:  # fmt: skip
     """The journal of this rank; rank 0's log goes to Ray's metrics and to where `logging` says, too.
 
     Args:
+        about: of the run: its name and its seed are the log's there.
         watched: whether Ray Train looks for notices that a node will be taken away.
+        closing: gets what is to be called when the loop has ended, with how: "finished", "stopped" or "failed".
 
     Raises:
         RecipeError: on every rank, when a library that `logging` asks for is not there.
@@ -80,16 +84,19 @@ def rank_journal(
 
     def with_sinks() -> FolderJournal:
         path.mkdir(parents=True, exist_ok=True)
-        run = f"{about.get('run', path.parent.name)}/{path.name}"
-        sinks = [*sinks_of(logging, path, run), ray_metrics(run)]
-        return FolderJournal(path, keep=keep, about=about, watch=all_of(sinks), notice=notice)
+        run = f"{about['run']}/seed-{about['seed']}/{path.name}"
+        sinks = Sinks([*sinks_of(logging, path, run), ray_metrics(run)])
+        if closing is not None:
+            closing.append(sinks.close)
+        return FolderJournal(path, keep=keep, about=about, watch=sinks, notice=notice)
 
     return built_together(group, with_sinks)
 
 
 def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """The loop with its errors sorted. A stop, and what a rank alone met, are its result: Ray Train hears of no error.
-    Of several ranks one may have met it while the others wait for it in a collective: it is raised, and ends them."""
+    Of several ranks one may have met it while the others wait for it in a collective: it is raised, and ends them.
+    Where else the log went is told how it ended."""
 
     def run(config: dict[str, Any]) -> dict[str, Any]:
         import ray.train
@@ -98,15 +105,23 @@ def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict
         from raycap.cluster.retrying import final
 
         torch.set_num_threads(config["threads"])
+        status, closing = FAILED, list[Callable[[str], None]]()
         try:
-            return {"result": loop(config)}
+            result = loop({**config, "closing": closing})
+            status = FINISHED
+            return {"result": result}
         except Exception as error:
             ending = final(error, Path(config["folder"]))
             if ending is None:
                 raise
+            if isinstance(ending, Stopped):
+                status = STOPPED
             if isinstance(ending, Stopped) or ray.train.get_context().get_world_size() == 1:
                 return {"error": ending}
             raise ending from error
+        finally:
+            for close in closing:
+                close(status)
 
     return run
 

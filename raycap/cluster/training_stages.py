@@ -149,7 +149,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
     features.warm(views=recipe.mle.views)
     journal = rank_journal(
         config["folder"], group, keep=2, about=config["about"], logging=recipe.logging,
-        watched=config.get("watched", False),
+        watched=config.get("watched", False), closing=config.get("closing"),
     )  # fmt: skip
     max_length = recipe.captioner.max_length
     return train_mle(
