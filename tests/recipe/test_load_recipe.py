@@ -170,6 +170,7 @@ CONTRADICTIONS = [
     (("seeds=[3, 4, 3]",), "seeds", "[3, 4, 3]"),
     (("rewards={}",), "rewards", "cider"),
     (("cluster.learner_sharding=fsdp",), "cluster.learner_sharding", "cluster.learner_workers = 1"),
+    (("cluster.learner_workers=2", "cluster.learner_gpus=0.5"), "cluster.learner_gpus = 0.5", "learner_workers = 2"),
 ]
 
 
