@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from raycap.cluster.allocator import ALLOCATOR
+from raycap.cluster.aside import in_a_thread
 from raycap.cluster.metrics import ray_metrics
 from raycap.cluster.preemption import WATCHER, Notices, watched
 from raycap.cluster.room import LearnersRoom, free_room, telling_when_it_waits
@@ -27,8 +25,6 @@ from raycap.recipe import ClusterRecipe, LoggingRecipe
 from raycap.train.group import Alone, DistributedGroup, Group, built_together, together
 from raycap.train.journal import FolderJournal
 from raycap.train.sinks import all_of, sinks_of
-
-Built = TypeVar("Built")
 
 
 class FollowerJournal(FolderJournal):
@@ -114,26 +110,6 @@ def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict
     return run
 
 
-def _in_a_thread(function: Callable[[], Built], look: Callable[[], None]) -> Built:
-    """What a function returns or raises, or what `look` raises, which is called now and then. In the main thread Ray
-    Train would answer Ctrl-C itself, by ending everything at once with status 0."""
-    made: Future[Built] = Future()
-
-    def run() -> None:
-        try:
-            made.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            made.set_exception(error)
-
-    threading.Thread(target=run, name="fit", daemon=True).start()
-    while True:
-        with suppress(TimeoutError):  # now and then back here: signals are handled between two waits
-            return made.result(timeout=0.5)
-        if made.done():
-            return made.result()
-        look()
-
-
 _ROUND_S = 60.0  # Ray Train asks for room, anew after each of these (RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S)
 
 
@@ -160,7 +136,8 @@ def run_train_job(
     lost = 0  # controllers: Ray Train starts ranks again, and nobody starts it
     while True:
         try:
-            answer = _in_a_thread(_trainer(loop, config, cluster, folder).fit, look).return_value
+            # in the main thread Ray Train would answer Ctrl-C itself, by ending everything at once with status 0
+            answer = in_a_thread(_trainer(loop, config, cluster, folder).fit, look).return_value
         except ray.train.TrainingFailedError as error:
             raise _why(error, cluster.max_failures, cluster.stall_timeout_s) from error
         except ray.exceptions.RayActorError as error:
