@@ -167,7 +167,7 @@ def test_what_must_be_changed_in_cluster_yaml_stands_at_its_top() -> None:
 def test_what_must_be_changed_in_kuberay_yaml_is_marked_and_stands_once() -> None:
     lines = (ROOT / "kuberay.yaml").read_text().splitlines()
     yours = [without_comments(line) for line in lines if line.endswith("# yours")]
-    for what in ("REGISTRY", "claimName", "capacityType"):
+    for what in ("REGISTRY", "claimName", "nodeSelector:"):
         assert sum(what in line for line in yours) == 1
         assert sum(what in without_comments(line) for line in lines) == 1
     assert {c["image"] for pod in pods().values() for c in pod["spec"]["containers"]} == {"REGISTRY/raycap:0.1.0"}
@@ -267,6 +267,7 @@ def test_pods_are_allowed_onto_the_nodes_that_they_want() -> None:
         assert ("nvidia.com/gpu" in limits) == ("nvidia.com/gpu" in tolerated), name
         spot = {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority"}
         assert (spot <= tolerated) == ("nodeSelector" in pod["spec"]) == (name == "actors")
+        assert ("affinity" in pod["spec"]) == (name != "actors"), "what the job cannot do without keeps off them"
 
 
 def test_kuberay_takes_the_job() -> None:

@@ -6,7 +6,7 @@ A process must fit on one node, and a fraction of a GPU on one GPU: four of 0.6 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -112,34 +112,42 @@ def starts(nodes: Nodes, wants: Sequence[Want], tries: int = 5_000) -> Literal["
     """Whether all find a place when they start one after another, in the order of `wants`, each where Ray puts it.
 
     Ray does not look ahead: it puts a fraction of a GPU on the GPU of a node that it fits best (ResourceInstanceSet's
-    TryAllocate in its scheduler), and who wants no GPU on a node that has none where there is room. Which of several
-    nodes it takes hangs on much; here it may be any.
+    TryAllocate in its scheduler), and who wants no GPU mostly on a node that has none. Which of several nodes it takes
+    hangs on much; here it may be any.
 
     Returns:
         "all" when they do, whichever nodes it takes; "some": with luck; "never": always one is left over; None when
         `tries` were not enough to tell.
     """
-    reached, lost, tried = {_left(nodes)}, False, 0
-    for size in _sizes(wants):
+    each, start = _sizes(wants), _left(nodes)
+    mostly = _outcomes(start, each, tries, anywhere=False)
+    if mostly != {False}:
+        return None if mostly is None else "some" if False in mostly else "all"
+    ever = _outcomes(start, each, tries, anywhere=True)
+    return None if ever is None else "some" if True in ever else "never"
+
+
+def _outcomes(start: _Left, each: Sequence[_Size], tries: int, *, anywhere: bool) -> set[bool] | None:
+    """Of all ways in which they may start, whether every process finds its place."""
+    reached, found, tried = {start}, set[bool](), 0
+    for size in each:
         after: set[_Left] = set()
         for left in reached:
-            found = {_moved(left, node, then) for node, then in _where_ray_puts(left, size)}
-            lost = lost or not found
-            after |= found
+            then = {_moved(left, node, rest) for node, rest in _where_ray_puts(left, size, anywhere)}
+            found |= set() if then else {False}
+            after |= then
         tried += len(after)
         if tried > tries:
             return None
         reached = after
-    if not reached:
-        return "never"
-    return "some" if lost else "all"
+    return found | ({True} if reached else set())
 
 
-def _where_ray_puts(left: _Left, size: _Size) -> Iterator[tuple[_Node, _Node]]:
+def _where_ray_puts(left: _Left, size: _Size, anywhere: bool) -> list[tuple[_Node, _Node]]:
     """Each node that takes a process, and what is left of it then."""
     best = [(node, min(places)[1]) for node, _ in left if (places := _places(node, size))]
     without = [(node, after) for node, after in best if not node[1]]
-    yield from without if without and not size[0] else best
+    return without if without and not size[0] and not anywhere else best
 
 
 def _places(node: _Node, size: _Size) -> list[tuple[int, _Node]]:

@@ -89,26 +89,28 @@ def test_what_is_short_is_told_with_numbers(nodes: list[dict[str, float]], wants
 
 
 def starting_by_trying(nodes: list[dict[str, float]], wants: list[Want]) -> str:
-    """Every choice of a node for each in turn; on it the GPU that is fullest and still has room."""
-    ends = set(_ends(nodes, [want for want in wants for _ in range(want.count)]))
-    return {(True,): "all", (False,): "never"}.get(tuple(ends), "some")
+    """Every choice of a node for each in turn; on it the GPU that is fullest and still has room. Who wants no GPU keeps
+    off nodes with GPUs, unless nobody could start so."""
+    each = [want for want in wants for _ in range(want.count)]
+    mostly, ever = (set(_ends(nodes, each, anywhere)) for anywhere in (False, True))
+    if mostly == {False}:
+        return "some" if True in ever else "never"
+    return "all" if mostly == {True} else "some"
 
 
-def _ends(nodes: list[dict[str, float]], each: list[Want]) -> Iterator[bool]:
+def _ends(nodes: list[dict[str, float]], each: list[Want], anywhere: bool) -> Iterator[bool]:
     """Of every way, whether the last one has found its place."""
     ways = [([there.get("CPU", 0.0) for there in nodes], [[1.0] * int(there.get("GPU", 0)) for there in nodes])]
-    for want in each:
+    for want in (want for want in each if want.cpus or want.gpus):
         further = []
         for cpus, gpus in ways:
             can = [
-                n for n in range(len(nodes)) if cpus[n] > want.cpus - 1e-9 and _takes(gpus[n], want.gpus) is not None
+                n for n, free in enumerate(gpus) if cpus[n] > want.cpus - 1e-9 and _takes(free, want.gpus) is not None
             ]
-            if not want.gpus and want.cpus:
+            if not want.gpus and not anywhere:
                 can = [n for n in can if not gpus[n]] or can
-            if not can and (want.cpus or want.gpus):
+            if not can:
                 yield False
-            elif not can:
-                further.append((cpus, gpus))
             for n in can:
                 left = [list(of_node) for of_node in gpus]
                 for index in _takes(gpus[n], want.gpus) or []:
