@@ -16,6 +16,7 @@ help:
 	@echo "make demo       train a captioner on drawn scenes with SCST on Ray, and write a report (minutes)"
 	@echo "                RECIPE=scenes  STORAGE=runs  ARGS=\"key=value ...\"  (RECIPE=flickr8k, photos: README)"
 	@echo "make test       the tests (make test-slow: the long ones)"
+	@echo "make chaos      100 kills in every run that must survive them: hours (RAYCAP_CHAOS_KILLS=12: fewer)"
 	@echo "make lint       ruff and mypy"
 	@echo "make install    the environment (VENV=.venv)"
 

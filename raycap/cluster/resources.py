@@ -1,44 +1,18 @@
-"""What the actors of a training stage want, the GPUs that each gets, and whether it all fits. Plain: no Ray in here.
+"""What the actors of a training stage want of the cluster, and the GPUs that each gets. Plain: no Ray in here.
 
-A process must fit on one node, and a fraction of a GPU on one GPU: four of 0.6 do not fit on two.
+Whether it all fits: `fitting`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 
+from raycap.cluster.fitting import Nodes, Want, fits, total
 from raycap.errors import RecipeError
 from raycap.recipe import Recipe
 from raycap.recipe.sections import THROUGH_CLIP
 
-Nodes = Sequence[Mapping[str, float]]
-"""Each node's resources by Ray's names; CPU and GPU count here."""
 LEARNER, ROLLOUT = "learner", "rollout"
-
-
-@dataclass(frozen=True)
-class Want:
-    """`count` processes of a role, and the CPUs and GPUs of each. `role`: learner, rollout, or a reward component."""
-
-    role: str
-    count: int
-    cpus: float
-    gpus: float
-
-    def of(self, kind: str) -> float:
-        """What each of them wants of CPU or GPU."""
-        return self.cpus if kind == "CPU" else self.gpus
-
-    @property
-    def device(self) -> str:
-        """Where its model runs: on a GPU when it has a share of one."""
-        return "cuda" if self.gpus else "cpu"
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """One of them as Ray's placement groups take it; empty when it wants nothing."""
-        return {kind: amount for kind in ("CPU", "GPU") if (amount := self.of(kind))}
 
 
 def wants_of(stage: str, recipe: Recipe, gpus: Callable[[str], float]) -> list[Want]:
@@ -55,18 +29,28 @@ def wants_of(stage: str, recipe: Recipe, gpus: Callable[[str], float]) -> list[W
     return wants + [Want(name, r.workers, r.num_cpus, gpus(name)) for name, r in recipe.rewards.items()]
 
 
+def as_they_start(wants: Sequence[Want]) -> list[Want]:
+    """In the order in which they are given room: the learner, rewards (the larger first), and rollouts, which are made
+    with the handles of the reward actors."""
+    place = {LEARNER: 0, ROLLOUT: 2}
+    return sorted(wants, key=lambda want: (place.get(want.role, 1), *(-amount for amount in want.size)))
+
+
 def gpus_of(role: str, recipe: Recipe, nodes: Nodes, *, alone: bool = False) -> float:
     """GPUs of one process of a role: what the recipe says, else a share that is equal for all who want one.
 
-    The largest share of 1/k for which all find their place; where the cluster is collocated, that of one GPU.
+    The largest share of 1/k for which all find their place; where the cluster is collocated, that of one GPU. Of
+    several ranks of a learner each has a GPU for itself, whatever the others get.
 
     Args:
         alone: nothing else runs beside it (the learner in MLE).
 
     Raises:
-        RecipeError: the others take all that there is.
+        RecipeError: there is none, or the others take all that there is.
     """
     users = gpu_users(recipe)
+    if role == LEARNER:
+        _check_ranks(recipe, nodes)
     given, count = users[role]
     if given is not None:
         return given
@@ -78,24 +62,53 @@ def gpus_of(role: str, recipe: Recipe, nodes: Nodes, *, alone: bool = False) -> 
         there = [{"GPU": 1.0}] if any(node["GPU"] >= 1 for node in there) else []
     share = equal_share(there, taken, takers)
     if not share:
-        what = f"the cluster's {_total(nodes, 'GPU'):g} GPUs are taken by the others"
-        raise RecipeError(what, key=f"{role}'s GPUs", value=share,
-                          remedy="give fewer to others, or 0 for the CPU; device=cpu for all; where nodes with GPUs "
-                          "are still to come, say how many it gets")  # fmt: skip
+        raise _without_a_share(role, users, nodes)
     return share
 
 
 def gpu_users(recipe: Recipe) -> dict[str, tuple[float | None, int]]:
-    """GPUs of each process of SCST as the recipe says (None: a share), and their number, by role."""
+    """GPUs of each process of SCST as the recipe says (None: a share), and their number, by role.
+
+    NCCL refuses two ranks on one GPU ("Duplicate GPU detected"), so several ranks have no share but whole ones.
+    """
     cluster = recipe.cluster
+    several = cluster.learner_workers > 1 and cluster.learner_gpus is None
     users: dict[str, tuple[float | None, int]] = {
-        LEARNER: (cluster.learner_gpus, cluster.learner_workers),
+        LEARNER: (1.0 if several else cluster.learner_gpus, cluster.learner_workers),
         ROLLOUT: (cluster.rollout_gpus, cluster.rollout_workers),
     }
     for name, reward in recipe.rewards.items():
         through_clip = name in THROUGH_CLIP and not reward.source
         users[name] = (reward.num_gpus if reward.num_gpus is not None or through_clip else 0.0, reward.workers)
     return users
+
+
+def _check_ranks(recipe: Recipe, nodes: Nodes) -> None:
+    """A GPU for each rank, where the recipe leaves it to us; nodes that are still to come may have them."""
+    cluster, there = recipe.cluster, int(sum(int(node.get("GPU", 0.0)) for node in nodes))
+    if cluster.learner_gpus is None and 1 < cluster.learner_workers > there and not cluster.autoscaling:
+        raise RecipeError(f"each rank needs a GPU of its own (NCCL takes no two on one), and the cluster has {there}",
+                          key="cluster.learner_workers", value=cluster.learner_workers,
+                          remedy="lower it, or cluster.learner_gpus=0 for the CPU; where nodes are still to come, "
+                          "cluster.autoscaling=true")  # fmt: skip
+
+
+def key_of(role: str) -> str:
+    """The recipe's key for the GPUs of one process of a role."""
+    return {LEARNER: "cluster.learner_gpus", ROLLOUT: "cluster.rollout_gpus"}.get(role, f"rewards.{role}.num_gpus")
+
+
+def _without_a_share(role: str, users: dict[str, tuple[float | None, int]], nodes: Nodes) -> RecipeError:
+    key, there = key_of(role), total(nodes, "GPU")
+    if not there:
+        return RecipeError("the cluster has no GPU yet", key=key, value=None,
+                           remedy=f"where nodes with GPUs are still to come, say how many each process gets: {key}=1; "
+                           f"{key}=0 for the CPU, device=cpu for all")  # fmt: skip
+    others = ", ".join(f"{name} {count} x {gpus:g}" for name, (gpus, count) in users.items() if gpus)
+    what = f"of the cluster's {there:g} GPUs nothing is left for an equal share"
+    return RecipeError(f"{what}, beside {others}" if others else what, key=key, value=None,
+                       remedy=f"give others fewer, or this one {key}=0 for the CPU; where nodes with GPUs are still to "
+                       f"come, say how many it gets: {key}=1")  # fmt: skip
 
 
 def equal_share(nodes: Nodes, taken: Sequence[float], takers: int) -> float:
@@ -108,98 +121,15 @@ def equal_share(nodes: Nodes, taken: Sequence[float], takers: int) -> float:
     return 0.0
 
 
-def shortage(nodes: Nodes, wants: Sequence[Want]) -> str:
-    """What is short, in words; empty when all fits, or when looking through all places would take too long."""
-    for kind in ("CPU", "GPU"):
-        needed, there = sum(w.count * w.of(kind) for w in wants), _total(nodes, kind)
-        if needed > there + _UNIT / 2:
-            parts = ", ".join(f"{w.role} {w.count} x {w.of(kind):g}" for w in wants if w.of(kind))
-            return f"needs {needed:g} {kind}s, the cluster has {there:g}: {parts}"
-    for want in wants:
-        if fits(nodes, [replace(want, count=1)]) is False:
-            return f"a process must fit on one node: {want.role} wants {_amounts(want.bundle)}, {_described(nodes)}"
-    if fits(nodes, wants) is False:
-        parts = ", ".join(f"{w.role} {w.count} x ({_amounts(w.bundle)})" for w in wants if w.bundle)
-        return ("a process must fit on one node, and a fraction of a GPU on one GPU: there is no place for all of "
-                f"{parts}; {_described(nodes)}")  # fmt: skip
-    return ""
-
-
-def count_that_fits(nodes: Nodes, wants: Sequence[Want], role: str) -> int:
-    """How many of a role's processes find their place beside all others'; nodes may still come for the rest."""
-    most = next(want.count for want in wants if want.role == role)
-    for count in range(most, 0, -1):
-        if fits(nodes, [replace(w, count=count) if w.role == role else w for w in wants]) is not False:
-            return count
-    return 0
-
-
-_UNIT = 1e-4  # Ray's: it counts in ten-thousandths
-_WHOLE = round(1 / _UNIT)
-_Node = tuple[int, tuple[int, ...]]  # what is left of a node: CPUs, and each GPU, sorted
-
-
-def fits(nodes: Nodes, wants: Sequence[Want], tries: int = 20_000) -> bool | None:
-    """Whether all find a place at one time: every way is tried, the largest processes first, the fullest place first.
-
-    Returns:
-        None when `tries` places were not enough to tell.
-    """
-    each = sorted(((_units(w.gpus), _units(w.cpus)) for w in wants for _ in range(w.count)), reverse=True)
-    each = [size for size in each if any(size)]
-    start = tuple(sorted((_units(n.get("CPU", 0.0)), (_WHOLE,) * int(n.get("GPU", 0.0))) for n in nodes))
-    seen: set[tuple[int, tuple[_Node, ...]]] = set()
-    waiting = [(0, start)]  # processes that have their place, and what they left
-    while waiting:
-        placed, left = waiting.pop()
-        if placed == len(each):
-            return True
-        if (placed, left) in seen:
-            continue
-        seen.add((placed, left))
-        if len(seen) > tries:
-            return None
-        found = set()
-        for number, node in enumerate(left):
-            for after in _places(node, *each[placed]):
-                found.add((placed + 1, tuple(sorted((*left[:number], after, *left[number + 1 :])))))
-        waiting += sorted(found, reverse=True)  # the last is taken first: it leaves the larger nodes as they are
-    return False
-
-
-def _places(node: _Node, gpus: int, cpus: int) -> list[_Node]:
-    """What may be left of a node by one process more; nothing when it has no room there."""
-    left, of_gpus = node
-    if cpus > left:
-        return []
-    if not gpus:
-        return [(left - cpus, of_gpus)]
-    if gpus >= _WHOLE:
-        free, count = sum(gpu == _WHOLE for gpu in of_gpus), gpus // _WHOLE
-        return [(left - cpus, (0,) * count + of_gpus[: len(of_gpus) - count])] if count <= free else []
-    shared = []
-    for number, gpu in enumerate(of_gpus):
-        if gpu >= gpus and gpu not in of_gpus[:number]:
-            shared.append((*of_gpus[:number], gpu - gpus, *of_gpus[number + 1 :]))
-    return [(left - cpus, tuple(sorted(found))) for found in shared]
-
-
-def _units(amount: float) -> int:
-    return round(amount / _UNIT)
-
-
-def _total(nodes: Nodes, kind: str) -> float:
-    return sum(node.get(kind, 0.0) for node in nodes)
-
-
-def _amounts(bundle: Mapping[str, float]) -> str:
-    return " and ".join(f"{amount:g} {kind}s" for kind, amount in bundle.items())
-
-
-def _described(nodes: Nodes) -> str:
-    """The nodes in words, equal ones together."""
-    kinds: dict[str, int] = {}
-    for node in nodes:
-        text = f"{node.get('CPU', 0.0):g} CPUs and {node.get('GPU', 0.0):g} GPUs"
-        kinds[text] = kinds.get(text, 0) + 1
-    return "the nodes have " + "; ".join(f"{count} x {text}" for text, count in kinds.items())
+def idle_workers(recipe: Recipe) -> str:
+    """That some rollout workers can never hold a lease, in words; empty where each can."""
+    scst, workers = recipe.scst, recipe.cluster.rollout_workers
+    leases, steps = -(-scst.batch_size // scst.lease_size), scst.max_policy_lag + 1
+    if workers <= leases * steps:
+        return ""
+    needed = -(-workers // steps)  # of a step
+    lower = f"scst.lease_size={scst.batch_size // needed} or " if needed <= scst.batch_size else ""
+    return (f"{workers - leases * steps} of cluster.rollout_workers = {workers} have nothing to do, ever: a step has "
+            f"{leases} leases (scst.batch_size = {scst.batch_size}, scst.lease_size = {scst.lease_size}), and with "
+            f"scst.max_policy_lag = {scst.max_policy_lag} {leases * steps} are out at a time; take {lower}"
+            f"cluster.rollout_workers={leases * steps}")  # fmt: skip

@@ -22,6 +22,7 @@ from raycap.errors import CheckpointError, RaycapError, WorkFailed
 
 TRACEBACK = "learner_error.txt"
 _GLOO = "gloo"  # torch's CPU collectives raise a plain RuntimeError, with the place in gloo's code
+_MISUSED = ("ncclInvalidUsage", "ncclInvalidArgument", "Duplicate GPU")  # of NCCL: the next start has the same ranks
 
 
 def final(error: BaseException, folder: Path) -> RaycapError | None:
@@ -37,6 +38,12 @@ def final(error: BaseException, folder: Path) -> RaycapError | None:
         assert isinstance(ours, RaycapError)
         # where the storage did not answer while a checkpoint was read, nothing is wrong with the checkpoint
         return None if isinstance(ours, CheckpointError) and storage_fails(ours) else ours
+    if isinstance(error, torch.distributed.DistError) and any(word in str(error) for word in _MISUSED):
+        words = " ".join(str(error).split())
+        why = words.partition("Last error: ")[2] or words
+        return WorkFailed(f"NCCL cannot work with these ranks: {why[:300]}", key="cluster.learner_workers",
+                          remedy="each needs a GPU of its own: cluster.learner_gpus=1, and no CUDA_VISIBLE_DEVICES of "
+                          "yours on the nodes; or cluster.learner_workers=1")  # fmt: skip
     outside = (ray.exceptions.RayError, OSError, MemoryError, torch.OutOfMemoryError, torch.distributed.DistError)
     if isinstance(error, (*outside, getattr(torch, "AcceleratorError", MemoryError))):
         return None

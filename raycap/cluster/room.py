@@ -25,6 +25,37 @@ def free_room() -> str:
     return ", ".join(f"{free.get(kind, 0.0):g} of {there.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU"))
 
 
+class Patience:
+    """Says each minute that something waits for room, and ends it.
+
+    Args:
+        limit_s: for how long.
+        clock: seconds.
+    """
+
+    def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit_s, self._clock = limit_s, clock
+        self._began = self._told = clock()
+
+    def look(self, who: str) -> None:
+        """To be called now and then.
+
+        Args:
+            who: waits; empty when nobody does, and the time begins anew.
+
+        Raises:
+            WorkFailed: it has waited for longer than `limit_s`.
+        """
+        now = self._clock()
+        if not who:
+            self._began = self._told = now
+        elif now - self._began > self.limit_s:
+            raise _no_room(who, self.limit_s)
+        elif now - self._told >= PATIENCE_S:
+            self._told = now
+            print(f"{who} has waited {now - self._began:.0f} s to start; free are {free_room()}", flush=True)
+
+
 def patiently(
     who: str, there: Callable[[float], bool], limit_s: float, look: Callable[[], None] = lambda: None
 ) -> None:
@@ -38,15 +69,10 @@ def patiently(
     Raises:
         WorkFailed: it is not after `limit_s`.
     """
-    began = told = time.monotonic()
+    patience = Patience(limit_s)
     while not there(_POLL_S):
         look()
-        now = time.monotonic()
-        if now - began > limit_s:
-            raise _no_room(who, limit_s)
-        if now - told >= PATIENCE_S:
-            told = now
-            print(f"{who} has waited {now - began:.0f} s to start; free are {free_room()}", flush=True)
+        patience.look(who)
 
 
 def _no_room(who: str, limit_s: float) -> WorkFailed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,8 +17,9 @@ from raycap.cluster.data_stages import (
     used_clips,
 )
 from raycap.cluster.evaluate_stage import evaluate_stage
+from raycap.cluster.fitting import Want, amounts, shortage, starts
 from raycap.cluster.lineage import check_inputs
-from raycap.cluster.resources import shortage
+from raycap.cluster.resources import as_they_start, idle_workers
 from raycap.cluster.signals import stopping_at_signals
 from raycap.cluster.stages import FOR_MEMORY, Run, Stage, clip_identity, trained_clips
 from raycap.cluster.storage import check_places, refuse_stale, working_in
@@ -149,19 +151,35 @@ def check_rewards(recipe: Recipe) -> None:
 
 def check_room(run: Run) -> None:
     """What a missing stage wants at one time and the cluster does not have is refused before anything runs; where nodes
-    may still come (`cluster.autoscaling`) it is said.
+    may still come (`cluster.autoscaling`) it is said. So is what can only find its place with luck, and who would have
+    nothing to do.
 
     Raises:
-        RecipeError: it does not fit.
+        RecipeError: it does not fit, or not in the order in which it starts.
     """
     recipe = run.recipe
-    for stage in ("scst", "mle", "mle_continued"):
-        short = shortage(nodes(), run.wants(stage)) if _is_missing(run, stage) else ""
+    for stage in (stage for stage in ("scst", "mle", "mle_continued") if _is_missing(run, stage)):
+        wants = run.wants(stage)
+        short = shortage(nodes(), wants) or _left_over(as_they_start(wants))
         if short and not recipe.cluster.autoscaling:
             raise RecipeError(short, key="stages", value=stage, remedy=_ROOM)
         if short:
             print(f"{stage}: {short}; cluster.autoscaling is set, so it begins with what there is room for and waits "
                   "for more nodes", flush=True)  # fmt: skip
+        if stage == "scst" and (idle := idle_workers(recipe)):
+            print(f"warning: {idle}", flush=True)
+
+
+def _left_over(wants: Sequence[Want]) -> str:
+    """Whom Ray leaves without a place though there would be one for all, in words; that it may, is said."""
+    parts = ", ".join(f"{w.role} {w.count} x ({amounts(w.bundle)})" for w in wants if w.bundle)
+    why = "Ray places one after another, each where it fits best and not where it leaves room for the next"
+    found = starts(nodes(), wants)
+    if found == "never":
+        return f"there is a place for all, but {why}: the last of {parts} would wait for ever"
+    if found == "some":
+        print(f"warning: {why}: some of {parts} may find no place; with equal GPUs all do", flush=True)
+    return ""
 
 
 def _is_missing(run: Run, stage: str) -> bool:

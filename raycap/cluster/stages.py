@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from raycap.cluster.resources import Want, gpus_of, wants_of
+from raycap.cluster.fitting import Want
+from raycap.cluster.resources import gpus_of, wants_of
 from raycap.cluster.storage import (
     StageFolder,
     data_root,

@@ -9,13 +9,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from raycap.cluster.allocator import ALLOCATOR
+from raycap.cluster.aside import in_a_thread
 from raycap.cluster.giving_up import ABORT_S, end_run_of
 from raycap.cluster.metrics import ray_metrics
 from raycap.cluster.preemption import WATCHER, Notices, watched
@@ -31,8 +30,6 @@ from raycap.train.journal import FolderJournal
 from raycap.train.sinks import Sinks, sinks_of
 from raycap.train.stopping import stop_asked
 from raycap.train.trackers import FAILED, FINISHED, STOPPED
-
-Built = TypeVar("Built")
 
 
 class FollowerJournal(FolderJournal):
@@ -126,31 +123,9 @@ def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict
     return run
 
 
-def _in_a_thread(function: Callable[[], Built], look: Callable[[], None]) -> Built:
-    """What a function returns or raises, or what `look` raises, which is called now and then: then the run of Ray Train
-    that it waits for is ended. In the main thread Ray Train would answer Ctrl-C itself, by ending everything at once
-    with status 0."""
-    made: Future[Built] = Future()
-
-    def run() -> None:
-        try:
-            made.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            made.set_exception(error)
-
-    thread = threading.Thread(target=run, name="fit", daemon=True)
-    thread.start()
-    try:
-        while True:
-            with suppress(TimeoutError):  # now and then back here: signals are handled between two waits
-                return made.result(timeout=0.5)
-            if made.done():
-                return made.result()
-            look()
-    except BaseException as error:
-        if not made.done():
-            end_run_of(thread, abort_s=0.0 if isinstance(error, KeyboardInterrupt) else ABORT_S)
-        raise
+def _end_run(thread: threading.Thread, error: BaseException) -> None:
+    """The run of Ray Train that a thread waits for, when the driver waits no longer."""
+    end_run_of(thread, abort_s=0.0 if isinstance(error, KeyboardInterrupt) else ABORT_S)
 
 
 def run_train_job(
@@ -179,7 +154,9 @@ def run_train_job(
     lost = 0  # controllers: Ray Train starts ranks again, and nobody starts it
     while True:
         try:
-            answer = _in_a_thread(_trainer(loop, config, cluster, folder).fit, look).return_value
+            # in the main thread Ray Train would answer Ctrl-C itself, by ending everything at once with status 0
+            fit = _trainer(loop, config, cluster, folder).fit
+            answer = in_a_thread(fit, look, given_up=_end_run).return_value
         except ray.train.TrainingFailedError as error:
             raise _why(error, cluster.max_failures) from error
         except ray.exceptions.RayActorError as error:

@@ -15,11 +15,12 @@ from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
 from raycap.cluster.exchange import ExchangeActor
+from raycap.cluster.fitting import Want, count_that_fits
 from raycap.cluster.following import followed
 from raycap.cluster.learner_loop import PROMPTS, scst_loop
 from raycap.cluster.precision import stage_precision
 from raycap.cluster.reaching import reached
-from raycap.cluster.resources import LEARNER, ROLLOUT, Want, count_that_fits
+from raycap.cluster.resources import LEARNER, ROLLOUT, as_they_start
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
 from raycap.cluster.room import LearnersRoom, Seat
@@ -184,7 +185,9 @@ def scst_stage(run: Run, seed: int) -> dict[str, Any]:
         seat = ends.enter_context(Seat("the learner", [learner.bundle] * learner.count, limit_s, stop))
         exchange = _exchange(run, seed, schedule)
         ends.callback(ray.kill, exchange)
-        pools = RewardPools({name: _reward_actors(wants[name], spec, run) for name in recipe.rewards})
+        in_turn = [want for want in as_they_start(list(wants.values())) if want.role in recipe.rewards]
+        made = {want.role: _reward_actors(want, spec, run) for want in in_turn}
+        pools = RewardPools({name: made[name] for name in recipe.rewards})
         for actor in (actor for pool in pools.actors.values() for actor in pool):
             ends.callback(ray.kill, actor)
         at_once = count_that_fits(nodes(), list(wants.values()), ROLLOUT)

@@ -319,7 +319,9 @@ class ClusterRecipe(Section):
         "one is refused); none: all of them"
     )  # fmt: skip
     learner_cpus: float = Field(0.5, gt=0, description="of each rank")
-    learner_gpus: GPUs = Field(None, ge=0, description="of each rank; an equal share when null; 0: CPU")
+    learner_gpus: GPUs = Field(
+        None, ge=0, description="of each rank; when null an equal share, of several ranks a whole one; 0: CPU"
+    )
     learner_threads: Positive = Field(2, description="torch threads of a rank, and of learning in one process")
     collocated: bool = Field(
         False, description="one GPU shared by turns: everybody gets an equal fraction of it, and gives memory back "

@@ -95,6 +95,12 @@ class Recipe(Section):
                 "cluster.learner_sharding = 'fsdp' shares the captioner out among ranks, but "
                 "cluster.learner_workers = 1: raise it, or set learner_sharding to none (checkpoints fit either)"
             )
+        if self.cluster.learner_workers > 1 and 0 < (self.cluster.learner_gpus or 0) < 1:
+            raise ValueError(
+                f"cluster.learner_gpus = {self.cluster.learner_gpus:g}, but cluster.learner_workers = "
+                f"{self.cluster.learner_workers}: NCCL takes no two ranks on one GPU; give each a whole one "
+                "(cluster.learner_gpus=1, or null), or 0 for the CPU"
+            )
         for name in THROUGH_CLIP:
             if name in self.rewards and not self.rewards[name].source and self.clip.reward is None:
                 raise ValueError(f"rewards.{name} needs clip.reward")

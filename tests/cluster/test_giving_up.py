@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from raycap.cluster import giving_up, train_job
+from raycap.cluster.aside import in_a_thread
 from raycap.cluster.giving_up import controllers_of, end_run_of
 from raycap.errors import Stopped
 
@@ -103,18 +104,18 @@ def test_whatever_ends_the_driver_s_wait_ends_the_run(
             raise raised
 
     with pytest.raises(type(raised)):
-        train_job._in_a_thread(run.fit, look)
+        in_a_thread(run.fit, look, given_up=train_job._end_run)
     assert run.said[:2] == [f"abort {abort_s}", "kill"]
 
 
 def test_a_run_that_ended_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(giving_up, "end_run_of", lambda *_: pytest.fail("it was over"))
     monkeypatch.setattr(train_job, "end_run_of", lambda *_: pytest.fail("it was over"))
-    assert train_job._in_a_thread(lambda: 7, lambda: None) == 7
+    assert in_a_thread(lambda: 7, lambda: None, given_up=train_job._end_run) == 7
 
     def fail() -> None:
         time.sleep(0.6)
         raise ValueError("its own")
 
     with pytest.raises(ValueError, match="its own"):
-        train_job._in_a_thread(fail, lambda: None)
+        in_a_thread(fail, lambda: None, given_up=train_job._end_run)

@@ -31,6 +31,21 @@ def test_what_comes_from_outside_may_be_better_next_time(tmp_path: Path, error: 
     assert not (tmp_path / TRACEBACK).exists()
 
 
+def test_ranks_that_nccl_refuses_are_not_started_again(tmp_path: Path) -> None:
+    """As torch words it (verl-project/verl#161)."""
+    error = torch.distributed.DistBackendError(
+        "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:275, invalid usage (run with NCCL_DEBUG=WARN for "
+        "details), NCCL version 2.20.5\nncclInvalidUsage: This usually reflects invalid usage of NCCL library.\n"
+        "Last error:\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 10"
+    )
+    ending = final(error, tmp_path)
+    assert isinstance(ending, WorkFailed)
+    assert str(ending).startswith(
+        "cluster.learner_workers: NCCL cannot work with these ranks: Duplicate GPU detected : rank 1 and rank 0 both "
+        "on CUDA device 10 (each needs a GPU of its own: cluster.learner_gpus=1"
+    )
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("mat1 and mat2"), KeyError("x"), ZeroDivisionError()])
 def test_a_bug_will_be_there_again(tmp_path: Path, error: Exception) -> None:
     ending = final(error, tmp_path)

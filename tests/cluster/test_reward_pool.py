@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from raycap.cluster import reward_pool, room, training_stages
-from raycap.cluster.resources import Want
+from raycap.cluster.fitting import Want
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.run import run_recipe
 from raycap.errors import RewardError, RewardStuck, WorkFailed

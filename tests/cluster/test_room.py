@@ -11,7 +11,7 @@ import pytest
 
 from raycap.cluster import crew, room
 from raycap.cluster.crew import RolloutCrew
-from raycap.cluster.room import LearnersRoom, Seat, patiently, unplaced_groups, watched_wait
+from raycap.cluster.room import LearnersRoom, Patience, Seat, patiently, unplaced_groups, watched_wait
 from raycap.errors import Stopped, WorkFailed
 
 WAIT_S = 120.0
@@ -43,6 +43,23 @@ def test_what_finds_no_room_is_told_and_then_ends(
     assert capsys.readouterr().out.splitlines() == [said]
     with pytest.raises(WorkFailed, match=r"stall_timeout_s = 0.2: rewards.clip has not started; free are 1 of 4 CPUs"):
         patiently("rewards.clip", there, 0.2)
+
+
+def test_patience_begins_anew_when_nobody_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(room, "free_room", lambda: "0 of 4 CPUs, 0 of 2 GPUs")
+    now = [0.0]
+    patience = Patience(100.0, lambda: now[0])
+    for seconds, who in ((50, "a"), (70, "a"), (90, ""), (140, "b"), (155, "b"), (189, "b")):
+        now[0] = float(seconds)
+        patience.look(who)
+    assert [line.partition(" to start")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "a has waited 70 s", "b has waited 65 s",
+    ]  # fmt: skip
+    now[0] = 191.0
+    with pytest.raises(WorkFailed, match=r"stall_timeout_s = 100.0: b has not started; free are 0 of 4 CPUs"):
+        patience.look("b")
 
 
 def test_the_learner_waits_as_long_as_its_groups_do() -> None:

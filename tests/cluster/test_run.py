@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,54 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
     gpus = {"device": "cuda", "cluster": {"learner_gpus": 0, "rollout_gpus": 0.5}}
     with pytest.raises(RecipeError, match=r"needs 1 GPUs, the cluster has 0: rollout 2 x 0\.5"):
         check_room(Run(recipe_of(tmp_path, ["scst"], **gpus), STAGES))
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the nodes that a run sees."""
+
+    def set_nodes(*nodes: dict[str, float]) -> None:
+        monkeypatch.setattr("raycap.cluster.run.nodes", lambda: list(nodes))
+        monkeypatch.setattr("raycap.cluster.stages.nodes", lambda: list(nodes))
+
+    return set_nodes
+
+
+def test_what_would_be_left_over_as_ray_starts_it_is_refused_or_told(
+    on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both of 0.4 start first and go to one GPU; then one of 0.6 has none."""
+    clip = {"clip": {"reward": {"model": "raycap-scenes-reward"}}}
+
+    def check(clip_gpus: float, rollout_gpus: float) -> None:
+        rewards = {"clip": {"num_gpus": clip_gpus, "workers": 2}}
+        cluster = {"learner_gpus": 0, "rollout_gpus": rollout_gpus}
+        check_room(Run(recipe_of(tmp_path, ["scst"], device="cuda", cluster=cluster, rewards=rewards, **clip), STAGES))
+
+    on({"CPU": 8, "GPU": 2})
+    why = "Ray places one after another, each where it fits best and not where it leaves room for the next"
+    parts = r"learner 1 x \(0.1 CPUs\), clip 2 x \(0.4 GPUs\), rollout 2 x \(0.6 GPUs\)"
+    with pytest.raises(RecipeError, match=f"place for all, but {why}: the last of {parts} would wait for ever"):
+        check(0.4, 0.6)
+    check(0.6, 0.4)
+    check(0.5, 0.5)
+    assert not capsys.readouterr().out
+    on({"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1})
+    check(0.4, 0.6)
+    said = capsys.readouterr().out
+    assert said.startswith(f"warning: {why}: some of learner 1 x (0.1 CPUs), clip 2 x (0.4 GPUs), rollout 2 x")
+    assert said.endswith("may find no place; with equal GPUs all do\n")
+
+
+def test_workers_that_have_nothing_to_do_are_told_of(
+    on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on({"CPU": 8})
+    check_room(Run(recipe_of(tmp_path, ["scst"], device="cpu", cluster={"rollout_workers": 5}), STAGES))
+    assert capsys.readouterr().out.startswith("warning: 2 of cluster.rollout_workers = 5 have nothing to do, ever: a ")
+    check_room(Run(recipe_of(tmp_path, ["mle"], device="cpu", cluster={"rollout_workers": 5}), STAGES))
+    check_room(Run(recipe_of(tmp_path, ["scst"], device="cpu", cluster={"rollout_workers": 3}), STAGES))
+    assert not capsys.readouterr().out
 
 
 def test_signatures_say_what_was_rewarded_against_what() -> None:

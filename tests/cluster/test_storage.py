@@ -424,7 +424,7 @@ def test_weights_of_a_package_that_is_not_there_are_missed_before_anything_start
         (9, {}, {"learner": 1, "rollout": 1, "cider": 0, "clip": 1}),
         (1, {"learner_gpus": 0.5}, {"learner": 0.5, "rollout": 0.16, "cider": 0, "clip": 0.16}),
         (1, {"rollout_gpus": 0}, {"learner": 0.5, "rollout": 0, "cider": 0, "clip": 0.5}),
-        (4, {"learner_workers": 3}, {"learner": 0.5, "rollout": 0.5, "cider": 0, "clip": 0.5}),
+        (4, {"learner_workers": 3}, {"learner": 1, "rollout": 0.33, "cider": 0, "clip": 0.33}),
     ],
 )
 def test_gpus_of_the_cluster_are_shared_among_those_that_want_one(
@@ -451,7 +451,10 @@ def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"GPU": 1.0}}])
     run = Run(recipe_of(tmp_path, ["scst"], cluster={"learner_gpus": 1}), STAGES)
-    with pytest.raises(RecipeError, match="rollout's GPUs"):
+    with pytest.raises(
+        RecipeError,
+        match=r"cluster.rollout_gpus = None: of the cluster's 1 GPUs nothing is left .* beside learner 1 x 1",
+    ):
         run.gpus("rollout")
 
 

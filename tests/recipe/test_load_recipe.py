@@ -177,6 +177,7 @@ CONTRADICTIONS = [
     (("scst.minibatches=2",), "scst.minibatches = 2", "scst.objective"),
     (("scst.objective=ppo", "scst.minibatches=41"), "scst.minibatches = 41", "40 images"),
     (("cluster.learner_sharding=fsdp",), "cluster.learner_sharding", "cluster.learner_workers = 1"),
+    (("cluster.learner_workers=2", "cluster.learner_gpus=0.5"), "cluster.learner_gpus = 0.5", "learner_workers = 2"),
 ]
 
 
