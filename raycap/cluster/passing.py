@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from raycap.cluster.reaching import in_a_line
@@ -15,9 +15,12 @@ PAUSES_S = (1.0, 3.0, 10.0, 30.0)
 
 
 def storage_fails(error: BaseException) -> bool:
-    """Whether a storage that does not answer lies behind an error. A file that is not there is another matter."""
+    """Whether a storage that does not answer lies behind an error. A file that is not there is another matter, and so
+    is what libraries say of names that nobody knows, with an OSError that has no number."""
     return any(
-        isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError)
+        isinstance(cause, OSError)
+        and cause.errno is not None
+        and not isinstance(cause, FileNotFoundError | NotADirectoryError)
         for cause in _causes(error)
     )
 
@@ -29,7 +32,7 @@ def may_pass(error: BaseException) -> bool:
     return storage_fails(error) or any(isinstance(cause, memory) for cause in _causes(error))
 
 
-def tried_again(who: str, build: Callable[[], Built], pauses_s: Sequence[float] = PAUSES_S) -> Built:
+def tried_again(who: str, build: Callable[[], Built]) -> Built:
     """What `build` makes, tried again where what it raises may pass.
 
     Args:
@@ -38,7 +41,7 @@ def tried_again(who: str, build: Callable[[], Built], pauses_s: Sequence[float] 
     Raises:
         what it raised the last time.
     """
-    for pause in pauses_s:
+    for pause in PAUSES_S:
         try:
             return build()
         except Exception as error:

@@ -252,7 +252,8 @@ class RewardPools:
         if not others:
             raise _could_not_start(name, error) from error
         if len(others) < len(self.actors[name]):
-            print(f"{_could_not_start(name, error)}; {len(others)} others are left", flush=True)
+            print(f"rewards.{name}: an actor could not start ({in_a_line(error)}); its pool has {len(others)} left",
+                  flush=True)  # fmt: skip
         self.actors[name] = others
 
 

@@ -340,7 +340,10 @@ class ClusterRecipe(Section):
         False, description="the LM's blocks compute their activations again instead of keeping them: less memory, "
         "more time"
     )  # fmt: skip
-    lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")
+    lease_timeout_s: float = Field(
+        600.0, gt=0, description="a lease that is generated for longer, or whose worker was not heard of for so long, is "
+        "given to another worker; while rewards are waited for it is heard of every 5 seconds"
+    )  # fmt: skip
     leases_ahead: Positive = Field(
         2, description="leases of a rollout worker whose rewards may be out while it generates another"
     )

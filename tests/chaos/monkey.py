@@ -23,7 +23,8 @@ TITLES = {
     "learner": "ray::RayTrainWorker",
 }
 KILLS, SEED = int(os.environ.get("RAYCAP_CHAOS_KILLS", "4")), int(os.environ.get("RAYCAP_CHAOS_SEED", "0"))
-STEPS_A_KILL = 15
+STEPS_A_KILL, TAIL = 15, 60
+"""Steps between two kills; and after the last one, which waits until what it kills has been started again."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ def planned(kinds: list[str], kills: int, seed: int) -> list[Kill]:
         step = before if at_once and plan else number * STEPS_A_KILL + int(draws.integers(1, STEPS_A_KILL))
         plan.append(Kill(kind, step, pause, which))
     return plan
+
+
+def steps_for(kills: int) -> int:
+    """As long as a run must be that so many kills are planned for."""
+    return STEPS_A_KILL * kills + TAIL
 
 
 class Monkey(threading.Thread):

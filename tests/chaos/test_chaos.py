@@ -16,15 +16,14 @@ from raycap.cluster.training_stages import scst_schedule
 from raycap.errors import WorkFailed
 from raycap.train.journal import FolderJournal, read_log
 from raycap.train.step_figures import prompts_digest
-from tests.chaos.monkey import KILLS, SEED, STEPS_A_KILL, TITLES, Kill, planned, ravaged
+from tests.chaos.monkey import KILLS, SEED, TITLES, Kill, planned, ravaged, steps_for
 from tests.cluster.test_equality import assert_equal, one_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-long = pytest.mark.skipif(KILLS < 20, reason="one of `make chaos`")
 
 # As many as there are kills: how it ends when they are exceeded is tested below.
 CLUSTER = {"rollout_workers": 2, "max_failures": 1000, "quarantine_after": 1000, "lease_timeout_s": 60}
-STEPS = STEPS_A_KILL * (KILLS + 1)
+STEPS = steps_for(KILLS)
 
 
 def test_at_lag_0_nothing_that_is_killed_changes_what_is_learned(
@@ -48,11 +47,10 @@ def test_at_lag_2_no_prompt_is_lost_or_comes_twice(ray_session: Any, tiny_run: A
     assert run.results("scst", 0)["set_aside"] == []
 
 
-@long
 def test_either_of_two_ranks_may_be_killed(ray_session: Any, tiny_run: Any) -> None:
     """Two ranks add up in one order only: what they learn is equal bit by bit, too."""
-    plan = planned(["learner"], KILLS // 4, SEED + 2)
-    steps = STEPS_A_KILL * (len(plan) + 1)
+    plan = planned(["learner"], max(1, KILLS // 4), SEED + 2)
+    steps = steps_for(len(plan))
     ranks = {"cluster": {**CLUSTER, "learner_workers": 2}, "scst": {"steps": steps, "select_every": 5}}
     whole, run = tiny_run("whole", **ranks), tiny_run("ranks", **ranks)
     run_recipe(whole.recipe)
@@ -64,7 +62,7 @@ def test_more_kills_than_the_recipe_allows_end_the_run_and_cost_nothing(
     ray_session: Any, tiny_run: Any, tmp_path: Path
 ) -> None:
     """At the recipe's own limits: a learner that is killed once more than it is started again."""
-    run = tiny_run("limits", scst={"steps": 30})
+    run = tiny_run("limits", scst={"steps": STEPS})
     allowed = run.recipe.cluster.max_failures
     expected = one_process(run, tmp_path / "reference")
     plan = [Kill("learner", 1 + 4 * n, 0.0, 0.0) for n in range(allowed + 1)]
@@ -75,4 +73,4 @@ def test_more_kills_than_the_recipe_allows_end_the_run_and_cost_nothing(
         ravaged(run, plan)
     assert FolderJournal(run.path("scst", 0)).checkpoints
     run_recipe(run.recipe)
-    assert_equal(run.path("scst", 0), expected, 30)
+    assert_equal(run.path("scst", 0), expected, STEPS)

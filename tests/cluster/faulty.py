@@ -79,6 +79,31 @@ class Refuses:
         raise RecipeError("planted", key="rewards.mine.options", value={})
 
 
+class Late:
+    """Cannot be built the first `times`, because of what may pass.
+
+    Args:
+        folder: gets a file for each time.
+        fault: "storage" or "memory".
+        threads: a file that gets the number of torch threads that it scores with.
+    """
+
+    signature = "late"
+
+    def __init__(self, context: Any, *, folder: str, times: int, fault: str = "storage", threads: str = "") -> None:
+        self.threads, before = threads, len(list(Path(folder).iterdir()))
+        if before < times:
+            (Path(folder) / str(before)).touch()
+            raise MemoryError if fault == "memory" else OSError(errno.ESTALE, "Stale file handle")
+
+    def score(self, batch: CaptionBatch) -> Sequence[float]:
+        import torch
+
+        if self.threads:
+            Path(self.threads).write_text(str(torch.get_num_threads()))
+        return [1.0] * len(batch)
+
+
 class NumberedWorker(RewardWorker):
     """A reward actor that tells the number of its process."""
 

@@ -106,6 +106,17 @@ def test_without_its_node_the_learner_takes_the_place_of_workers(tiny_run: Any, 
     assert finished(run)["exchange"]["counts"]["workers_sent_home"] >= 2
 
 
+def test_without_its_node_a_reward_takes_the_place_of_a_worker(tiny_run: Any, tmp_path: Path) -> None:
+    """The node that is left is full of the learner, of one reward and two workers; the other reward and the replacements
+    of two workers want the same place."""
+    cluster = {**CLUSTER, "rollout_workers": 4, "rollout_cpus": 0.25, "learner_cpus": 1.25, "placement": "SPREAD"}
+    rewards = {"cider": {"num_cpus": 0.25}, "length": {"num_cpus": 0.25, "weight": 0.1}}
+    run = tiny_run("rewards", cluster=cluster, rewards=rewards, scst={"steps": 20 * STEPS, "select_every": 10})
+    said = struck(run, "workers")
+    assert "GONE" in said, "it was over before"
+    assert_equal(run.path("scst", 0), one_process(run, tmp_path / "reference"), 20 * STEPS)
+
+
 def test_a_node_that_is_taken_away_is_told_of(tiny_run: Any, tmp_path: Path) -> None:
     """At the notice a checkpoint is written and training goes on; when the node goes the learner starts elsewhere."""
     steps, rewards = 5 * STEPS, slow_until_gone(tmp_path / "notice")

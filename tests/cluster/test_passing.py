@@ -52,7 +52,9 @@ def test_what_may_pass(wrap: Callable[[Exception], Exception]) -> None:
     for full in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
         assert may_pass(wrap(full))
         assert not storage_fails(wrap(full))
-    for lasting in (FileNotFoundError(), NotADirectoryError(), ValueError(), RuntimeError("mat1 and mat2")):
+    nowhere = FileNotFoundError(errno.ENOENT, "No such file"), NotADirectoryError(errno.ENOTDIR, "Not a directory")
+    unknown = OSError("gpt17 is not a valid model identifier")
+    for lasting in (*nowhere, unknown, ValueError(), RuntimeError("mat1 and mat2")):
         assert not may_pass(wrap(lasting))
 
 

@@ -48,6 +48,13 @@ class DoomedActor(RolloutActor):
         self.worker.__class__ = Doomed
 
 
+class StillbornActor(RolloutActor):
+    """Dies before it asks for a lease."""
+
+    def run(self, exchange: Any) -> dict[str, Any]:
+        os._exit(1)
+
+
 def test_it_is_left_out_and_everybody_remembers(
     ray_session: Any, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,8 +76,17 @@ def test_it_is_left_out_and_everybody_remembers(
 def test_workers_that_die_of_everything_end_the_run(
     ray_session: Any, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With so many lives for a lease that none is set aside before."""
+    """One lease after the other is set aside, until nothing of the step is left."""
     monkeypatch.setattr(training_stages, "RolloutActor", DoomedActor)
-    run = tiny_run("doomed", cluster={"rollout_workers": 1, "quarantine_after": 100})
+    run = tiny_run("doomed", cluster={"rollout_workers": 1, "quarantine_after": 1})
+    with pytest.raises(WorkFailed, match=r"step = 0: every lease of it was set aside"):
+        run_recipe(run.recipe)
+
+
+def test_workers_that_die_of_nothing_end_the_run(
+    ray_session: Any, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_stages, "RolloutActor", StillbornActor)
+    run = tiny_run("stillborn", cluster={"rollout_workers": 1})
     with pytest.raises(WorkFailed, match=r"rollout_workers = 1: rollout workers died 5 times with nothing delivered"):
         run_recipe(run.recipe)

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from raycap.cluster import reaching
-from raycap.cluster.reaching import away, reached
+from raycap.cluster.reaching import away, in_a_line, reached, said
 from raycap.errors import WorkFailed
 
 GONE = ray.exceptions.ActorUnavailableError("away", None)
@@ -46,6 +46,21 @@ def test_what_says_that_nobody_is_there() -> None:
     another = ray.exceptions.RayTaskError("f", "traceback", ray.exceptions.ActorDiedError())
     assert not away(another.as_instanceof_cause()), "it was there to say that another one is gone"
     assert not away(ValueError())
+
+
+def test_what_an_actor_said_itself() -> None:
+    error = said(SAID)
+    assert type(error) is WorkFailed
+    assert str(error) == "said"
+    assert said(GONE) is GONE
+    plain = ValueError("x")
+    assert said(plain) is plain
+
+
+def test_an_error_in_a_line() -> None:
+    assert in_a_line(ValueError("two\nlines  of it")) == "ValueError: two lines of it"
+    assert in_a_line(ValueError()) == "ValueError: "
+    assert in_a_line(ValueError("x" * 600), 20) == "ValueError: " + "x" * 8
 
 
 def test_it_is_asked_again_until_it_is_back(answers: Any) -> None:

@@ -55,6 +55,24 @@ def test_a_bug_will_be_there_again(tmp_path: Path, error: Exception) -> None:
     assert type(error).__name__ in (tmp_path / TRACEBACK).read_text()
 
 
+def test_a_checkpoint_that_the_storage_did_not_give_may_be_read_next_time(tmp_path: Path) -> None:
+    """Nothing is wrong with it. One that is not there, or a disk that is full, will be so again."""
+    stale, gone = OSError(errno.ESTALE, "Stale file handle"), FileNotFoundError(errno.ENOENT, "No such file")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error, cause, ends in (
+        (CheckpointError("the storage does not answer"), stale, False),
+        (CheckpointError("holds no captioner"), gone, True),
+        (WorkFailed("the checkpoint could not be written"), full, True),
+    ):
+        error.__cause__ = cause
+        assert final(error, tmp_path) is (error if ends else None)
+
+
+def test_what_an_actor_said_is_said_as_it_was(tmp_path: Path) -> None:
+    ours = WorkFailed("planted")
+    assert final(ray.exceptions.RayTaskError("f", "traceback", ours).as_instanceof_cause(), tmp_path) is ours
+
+
 def test_ours_is_said_as_it_is(tmp_path: Path) -> None:
     error = CheckpointError("is broken", key="checkpoint", value="x")
     assert final(error, tmp_path) is error
