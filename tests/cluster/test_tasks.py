@@ -90,11 +90,15 @@ def test_who_waits_for_one_that_runs_is_patient(given: Give, capsys: pytest.Capt
     assert not capsys.readouterr().out
 
 
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 @pytest.mark.ray
 def test_a_task_says_that_it_has_begun(ray_session: Any) -> None:
     free, total = ray_session.available_resources, ray_session.cluster_resources()["CPU"]
-    slow = tasks.task(time.sleep, num_cpus=0.1)
-    runs, waits = slow(20), tasks.task(time.sleep, num_cpus=total + 1)(0)
+    slow = tasks.task(sleep, num_cpus=0.1)
+    runs, waits = slow(20), tasks.task(sleep, num_cpus=total + 1)(0)
     deadline = time.monotonic() + 120
     while not tasks.has_begun(runs.task_id().hex()):
         assert time.monotonic() < deadline, free()
