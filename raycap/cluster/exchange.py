@@ -287,9 +287,11 @@ class Exchange:
             False when it does not hold that lease any more: nobody waits for what it does.
         """
         slot = self._held(worker, lease)
-        if slot is not None:
-            slot.hear(what, self._clock())
-        return slot is not None
+        if slot is None:
+            self.counts["dropped_while_scored"] += 1
+            return False
+        slot.hear(what, self._clock())
+        return True
 
     async def close(self) -> None:
         """The run is over: workers asking for leases are sent home."""

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-ABORT_S, END_S = 10.0, 30.0
+ABORT_S, END_S = 6.0, 30.0
 """What a controller has to end its ranks, and a run to be over."""
 
 

@@ -33,7 +33,7 @@ def in_a_line(error: BaseException, length: int = 500) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:length]
 
 
-LOGS = "/tmp/ray/session_latest/logs on their nodes, or with `ray logs cluster`"
+LOGS = "/tmp/ray/session_latest/logs of the node, or with `ray logs cluster`"
 """Where the last words of lost processes are."""
 
 

@@ -74,8 +74,8 @@ class RewardWorker:
             if scored.done():  # its own
                 raise
             threading.Timer(_LAST_WORDS_S, os._exit, (1,)).start()
-            said, image = next(iter(generation.captions), ""), next(iter(image_ids), "")
-            raise RewardStuck(f"took longer than {self.timeout_s:g} s for a batch that begins with {said!r} of "
+            caption, image = next(iter(generation.captions), ""), next(iter(image_ids), "")
+            raise RewardStuck(f"took longer than {self.timeout_s:g} s for a batch that begins with {caption!r} of "
                               f"{image}", key=f"rewards.{self.name}",
                               remedy="raise cluster.reward_timeout_s where that is no fault",
                               ) from None  # fmt: skip

@@ -109,6 +109,8 @@ def _guarded(loop: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict
             return {"result": result}
         except Exception as error:
             ending = final(error, Path(config["folder"]))
+            if ending is None and isinstance(error, RaycapError):  # one of ours would end the run: see `EndAtOnce`
+                raise OSError(f"the storage did not answer: {error}") from error
             if ending is None:
                 raise
             if isinstance(ending, Stopped):

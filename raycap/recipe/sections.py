@@ -341,8 +341,8 @@ class ClusterRecipe(Section):
         "more time"
     )  # fmt: skip
     lease_timeout_s: float = Field(
-        600.0, gt=0, description="a lease that is generated for longer, or whose worker was not heard of for so long, "
-        "is given to another worker; while rewards are waited for it is heard of every 5 seconds"
+        600.0, gt=0, description="a lease that is generated for longer, or of which nothing is heard for so long, is "
+        "given to another worker; one that waits for rewards is heard of every 5 seconds"
     )  # fmt: skip
     leases_ahead: Positive = Field(
         2, description="leases of a rollout worker whose rewards may be out while it generates another"

@@ -16,7 +16,7 @@ from raycap.cluster.training_stages import scst_schedule
 from raycap.errors import WorkFailed
 from raycap.train.journal import FolderJournal, read_log
 from raycap.train.step_figures import prompts_digest
-from tests.chaos.monkey import KILLS, SEED, TITLES, Kill, planned, ravaged, steps_for
+from tests.chaos.monkey import KILLS, SEED, TAIL, TITLES, Kill, planned, ravaged, steps_for
 from tests.cluster.test_equality import assert_equal, one_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -62,7 +62,8 @@ def test_more_kills_than_the_recipe_allows_end_the_run_and_cost_nothing(
     ray_session: Any, tiny_run: Any, tmp_path: Path
 ) -> None:
     """At the recipe's own limits: a learner that is killed once more than it is started again."""
-    run = tiny_run("limits", scst={"steps": STEPS})
+    steps = 9 + TAIL
+    run = tiny_run("limits", scst={"steps": steps})
     allowed = run.recipe.cluster.max_failures
     expected = one_process(run, tmp_path / "reference")
     plan = [Kill("learner", 1 + 4 * n, 0.0, 0.0) for n in range(allowed + 1)]
@@ -73,4 +74,4 @@ def test_more_kills_than_the_recipe_allows_end_the_run_and_cost_nothing(
         ravaged(run, plan)
     assert FolderJournal(run.path("scst", 0)).checkpoints
     run_recipe(run.recipe)
-    assert_equal(run.path("scst", 0), expected, STEPS)
+    assert_equal(run.path("scst", 0), expected, steps)

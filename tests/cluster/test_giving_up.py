@@ -78,7 +78,7 @@ def test_its_controller_is_found_in_the_hands_of_the_thread(monkeypatch: pytest.
     assert set(map(id, controllers_of(thread))) == {id(run.killed)}
     end_run_of(thread)
     assert not thread.is_alive()
-    assert run.said[:2] == ["abort 10", "kill"]
+    assert run.said[:2] == [f"abort {giving_up.ABORT_S:g}", "kill"]
     assert controllers_of(thread) == []
 
 
@@ -93,7 +93,7 @@ def test_one_that_cannot_be_ended_is_spoken_of(
     thread.join(60)
 
 
-@pytest.mark.parametrize(("raised", "abort_s"), [(Stopped("planted"), 10), (KeyboardInterrupt(), 0)])
+@pytest.mark.parametrize(("raised", "abort_s"), [(Stopped("planted"), giving_up.ABORT_S), (KeyboardInterrupt(), 0.0)])
 def test_whatever_ends_the_driver_s_wait_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, raised: BaseException, abort_s: float
 ) -> None:
@@ -105,7 +105,7 @@ def test_whatever_ends_the_driver_s_wait_ends_the_run(
 
     with pytest.raises(type(raised)):
         in_a_thread(run.fit, look, given_up=train_job._end_run)
-    assert run.said[:2] == [f"abort {abort_s}", "kill"]
+    assert run.said[:2] == [f"abort {abort_s:g}", "kill"]
 
 
 def test_a_run_that_ended_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,8 @@ def test_without_its_node_the_learner_takes_the_place_of_workers(tiny_run: Any, 
 
 
 def test_without_its_node_a_reward_takes_the_place_of_a_worker(tiny_run: Any, tmp_path: Path) -> None:
-    """The node that is left is full of the learner, of one reward and two workers; the other reward and two new workers
-    want the same place."""
+    """The node that is left is full of the learner, of one reward and two workers; the other reward and two workers'
+    replacements want the same place."""
     cluster = {**CLUSTER, "rollout_workers": 4, "rollout_cpus": 0.25, "learner_cpus": 1.25, "placement": "SPREAD"}
     rewards = {"cider": {"num_cpus": 0.25}, "length": {"num_cpus": 0.25, "weight": 0.1}}
     run = tiny_run("rewards", cluster=cluster, rewards=rewards, scst={"steps": 20 * STEPS, "select_every": 10})

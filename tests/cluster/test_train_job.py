@@ -1,8 +1,9 @@
-"""Ranks set up together: one that cannot takes the others along, instead of leaving them to wait for it. And where
-their log goes besides: under which name, and how it is told of the end."""
+"""Ranks set up together: one that cannot takes the others along, instead of leaving them to wait for it. What a rank's
+error is to Ray Train. And where their log goes besides: under which name, and how it is told of the end."""
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import pytest
 import ray.train
 
 from raycap.cluster import train_job
+from raycap.cluster.retrying import EndAtOnce
 from raycap.cluster.train_job import _guarded, rank_journal
 from raycap.errors import CheckpointError, RaycapError, Stopped, WorkFailed
 from raycap.recipe import LoggingRecipe
@@ -62,6 +64,18 @@ def test_the_error_of_one_rank_ends_all_in_its_own_kind(failing: int) -> None:
 def test_each_rank_raises_its_own_error() -> None:
     errors = [WorkFailed("here"), CheckpointError("there")]
     assert on_two_ranks(*map(fails, errors)) == errors
+
+
+def test_a_rank_that_could_not_read_its_checkpoint_is_started_again(tmp_path: Path) -> None:
+    """Nothing is wrong with the checkpoint: it raises what ends no run, because one of ours would."""
+
+    def loop(config: dict[str, Any]) -> dict[str, Any]:
+        stale = OSError(errno.ESTALE, "Stale file handle")
+        raise CheckpointError("the storage does not answer", key="checkpoint", value="step-000007") from stale
+
+    with pytest.raises(OSError, match="the storage did not answer: checkpoint = 'step-000007'") as raised:
+        _guarded(loop)({"threads": 1, "folder": str(tmp_path)})
+    EndAtOnce().after_exception(None, {0: raised.value})
 
 
 class Board:
