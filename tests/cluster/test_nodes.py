@@ -80,7 +80,7 @@ def struck(run: Any, doomed: str, deadline_s: float = 0.0, **environment: str) -
 def slow_until_gone(storage: Path) -> dict[str, Any]:
     """Rewards that leave time to strike: the reference, made afterwards, does not wait."""
     source = "tests.cluster.faulty:Unhurried"
-    return {"cider": {}, "mine": {"source": source, "options": {"until": str(storage / "gone")}, "num_cpus": 0.1}}
+    return {"cider": {}, "mine": {"source": source, "options": {"until": str(storage / "gone")}}}
 
 
 def finished(run: Any) -> dict[str, Any]:
@@ -110,11 +110,12 @@ def test_without_its_node_a_reward_takes_the_place_of_a_worker(tiny_run: Any, tm
     """The node that is left is full of the learner, of one reward and two workers; the other reward and two workers'
     replacements want the same place."""
     cluster = {**CLUSTER, "rollout_workers": 4, "rollout_cpus": 0.25, "learner_cpus": 1.25, "placement": "SPREAD"}
-    rewards = {"cider": {"num_cpus": 0.25}, "length": {"num_cpus": 0.25, "weight": 0.1}}
-    run = tiny_run("rewards", cluster=cluster, rewards=rewards, scst={"steps": 20 * STEPS, "select_every": 10})
+    placed = {"cider": {"num_cpus": 0.25}, "length": {"num_cpus": 0.25, "weight": 0.1}}
+    rewards = {**slow_until_gone(tmp_path / "rewards"), **placed}
+    run = tiny_run("rewards", cluster=cluster, rewards=rewards, scst={"steps": 2 * STEPS, "select_every": 10})
     said = struck(run, "workers")
     assert "GONE" in said, "it was over before"
-    assert_equal(run.path("scst", 0), one_process(run, tmp_path / "reference"), 20 * STEPS)
+    assert_equal(run.path("scst", 0), one_process(run, tmp_path / "reference"), 2 * STEPS)
 
 
 def test_a_node_that_is_taken_away_is_told_of(tiny_run: Any, tmp_path: Path) -> None:
