@@ -76,5 +76,13 @@ class RewardError(WorkFailed):
     """A reward component raised, or returned NaN, infinity or the wrong number of values."""
 
 
+class RewardStuck(WorkFailed):
+    """A reward component takes longer for a batch than it may."""
+
+
 class Collapsed(WorkFailed):
     """The collapse guard stopped a run whose metric fell below half of its start."""
+
+
+class Stopped(WorkFailed):
+    """Training ended before its time because somebody asked; a checkpoint was written."""

@@ -45,6 +45,19 @@ class Lease:
     def image_ids(self) -> tuple[str, ...]:
         return tuple(prompt.image_id for prompt in self.prompts)
 
+    def id(self, incarnation: int) -> LeaseId:
+        """What it is called while it is out, given out under this incarnation of the learner."""
+        return LeaseId(incarnation, self.step, self.number, self.attempt)
+
+
+class LeaseId(NamedTuple):
+    """A lease that is out: a restart of the learner, or a loss, gives the same slice out again under another one."""
+
+    incarnation: int
+    step: int
+    number: int
+    attempt: int
+
 
 @dataclass(frozen=True)
 class WeightsId:
@@ -148,6 +161,19 @@ class Rollouts:
     generation: Generation
     scores: dict[str, ComponentScores]
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """A rank's part of a step, as the Exchange gives it out: every lease of the part is in one of the two.
+
+    Attributes:
+        rollouts: in the order of their prompts.
+        set_aside: numbers of the leases that were quarantined.
+    """
+
+    rollouts: tuple[Rollouts, ...]
+    set_aside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from raycap.data.features import FeatureStore, write_meta, write_shard
 from raycap.models.build import lm_from_scratch
 from raycap.models.clip import fill_clip, new_clip
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig
-from raycap.models.tokenizer import Tokenizer, WordTokenizer
+from raycap.models.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
 from raycap.recipe import ClusterRecipe
 from tests.tiny_run import TinyRun, make_run
 
@@ -62,7 +63,7 @@ def make_captioner() -> MakeCaptioner:
     """make_captioner(lm="gpt2", tokenizer=..., features="grid", mapping="grid", feature_dim=8, ...).
 
     `spread` is the standard deviation of the random weights: large, so that captions differ between images. Other
-    keywords go to `PrefixConfig`, `lm_config` overrides the LM's.
+    keywords go to `PrefixConfig`, `lm_config` overrides the LM's. lm_tuning="lora" has adapters of rank 2, still zero.
     """
 
     def make(
@@ -72,6 +73,8 @@ def make_captioner() -> MakeCaptioner:
     ) -> PrefixCaptioner:  # fmt: skip
         torch.manual_seed(seed)
         tokenizer = tokenizer or NumberTokenizer()
+        if lm_tuning == "lora":
+            config.setdefault("lora", {"rank": 2, "alpha": 6.0, "dropout": 0.0, "targets": None})
         asked = {**LMS[lm], "initializer_range": spread, **(lm_config or {})}
         module, complete = lm_from_scratch(asked, tokenizer)
         built = PrefixConfig(
@@ -81,6 +84,21 @@ def make_captioner() -> MakeCaptioner:
         return PrefixCaptioner(built, module, tokenizer).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pretrained_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained LM in miniature: a folder with weights and a tokenizer. Tests read it."""
+    folder = tmp_path_factory.mktemp("lm")
+    tokenizer = HFTokenizer.train_bpe(["a red dog runs", "two cats sleep there"], vocab_size=270)
+    torch.manual_seed(1)
+    lm, _ = lm_from_scratch(
+        {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "initializer_range": 0.4},
+        tokenizer,
+    )
+    lm.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.inner.save_pretrained(folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -169,3 +187,15 @@ def _leave_one_thread() -> Iterator[None]:
     """The loops set the number of torch threads; the next test starts with one again."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """One Ray for all tests that need one."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()

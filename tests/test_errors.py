@@ -96,7 +96,7 @@ WITHOUT_KEY = {
 
 
 def test_every_raise_names_its_key() -> None:
-    kinds = {kind.__name__ for kind in KINDS}
+    kinds = {kind.__name__ for kind in KINDS} - {"Stopped"}  # nothing is wrong with anything: somebody asked for it
     found = {}
     for file in sorted((REPOSITORY / "raycap").rglob("*.py")):
         name, lines = str(file.relative_to(REPOSITORY)), nameless(file.read_text(encoding="utf-8"), kinds)

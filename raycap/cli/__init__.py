@@ -9,8 +9,9 @@ from raycap.cli.group import Raycap, debug_option
 from raycap.cli.runs import recipe, run
 from raycap.cli.scoring import correlate, score, tokenize
 from raycap.cli.systems import caption, evaluate, export
+from raycap.cli.watching import watch
 
-COMMANDS = (run, recipe, caption, evaluate, export, score, correlate, tokenize)
+COMMANDS = (run, recipe, watch, caption, evaluate, export, score, correlate, tokenize)
 
 
 @click.group(cls=Raycap)

@@ -103,7 +103,7 @@ def clip_stage(run: Run, seed: int) -> dict[str, Any]:
                 note = f"loss {last['loss']:.3f}  retrieval R@1 {last.get('recall_at_1', float('nan')):.3f}"
                 progress[role].update(last["step"], last["total_steps"], note)
 
-    gather(refs, tick)
+    gather(refs, tick, limit_s=recipe.cluster.stall_timeout_s)
     figures = {
         role: json.loads((run.path("clip", seed) / role / "clip.json").read_text()) for role in used_clips(recipe)
     }
@@ -179,6 +179,7 @@ def _extract(run: Run, name: str, folder: Path, features: FeaturesRecipe) -> dic
         [(i, str(dataset.path(i))) for i in ids], folder, build, features,
         source=features.encoder, max_pixels=recipe.data.max_pixels, workers=_feature_workers(run), threads=1,
         num_gpus=_gpu_share(run, 1), in_views=dataset.captioner_ids(), seed=dataset.seed,
+        stall_timeout_s=recipe.cluster.stall_timeout_s,
         progress=Progress(f"features.{name}", "images").update,
     )  # fmt: skip
 

@@ -112,7 +112,7 @@ def _captions(run: Run, systems: list[System], ids: list[str], folder: Path) -> 
             done.update(str(r) for r in ready)
             progress.update(len(done), total)
 
-    made = gather(refs, tick)
+    made = gather(refs, tick, limit_s=recipe.cluster.stall_timeout_s)
     folder.mkdir(parents=True, exist_ok=True)
     for name, captions in made.items():
         results = [{"image_id": i, "caption": c} for i, c in captions.items()]
@@ -144,7 +144,8 @@ def _judge(run: Run, looking: Any) -> Judge | None:
     model = run.recipe.clip.judge
     if model is None or looking is None:
         return None
-    return Judge(clip_of(model, run.trained_clip("judge"), "cpu"), *gather({"judge": looking})["judge"])
+    seen = gather({"judge": looking}, limit_s=run.recipe.cluster.stall_timeout_s)["judge"]
+    return Judge(clip_of(model, run.trained_clip("judge"), "cpu"), *seen)
 
 
 def _judge_task(
@@ -164,13 +165,14 @@ def _diversity(
         return {}
     sample = task(_sample_task, num_cpus=1, num_gpus=0.5 if run.device == "cuda" else 0)
     asked = {system.name: system for system in systems if system.decoding == recipe.evaluate.decodings[0]}
-    made = gather({
+    refs = {
         name: sample(
             str(run.path(system.stage, system.seed) / "best"), str(run.path("features", 0) / "captioner"),
             list(references), recipe.captioner.max_length, recipe.evaluate, system.seed, run.device,
         )
         for name, system in asked.items()
-    })  # fmt: skip
+    }  # fmt: skip
+    made = gather(refs, limit_s=recipe.cluster.stall_timeout_s)
     tokens = {image: [tokenize(text) for text in texts] for image, texts in references.items()}
     frequency = DocumentFrequency.from_references(tokens)
     return {asked[name]: sample_diversity(samples, frequency) for name, samples in made.items()}

@@ -6,6 +6,7 @@ A shard that lies there whole is not made again, so an extraction that was stopp
 from __future__ import annotations
 
 import functools
+import math
 import pickle
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raycap.cluster.allocator import ALLOCATOR
+from raycap.cluster.aside import in_a_thread
+from raycap.cluster.room import Patience
+from raycap.cluster.tasks import has_begun, say_begun
 from raycap.data.features import shard_file, shard_shape, write_meta, write_shard
 from raycap.data.images import open_image
 from raycap.data.picture_views import random_view
@@ -35,12 +39,14 @@ class ShardExtractor:
         build: makes the encoder, in the process that uses it.
         views: further views of the images that have them; view_area: smallest share of a picture that one shows;
             seed: of the views.
+        started: called once, by its process.
     """
 
     def __init__(
         self, build: Callable[[], Encoder], folder: str, *, batch_size: int, dtype: str, max_pixels: int, threads: int,
-        views: int = 0, view_area: float = 1.0, seed: int = 0,
+        views: int = 0, view_area: float = 1.0, seed: int = 0, started: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
+        started()
         torch.set_num_threads(threads)
         self.build, self.folder = functools.cache(build), Path(folder)
         self.batch_size, self.dtype, self.max_pixels = batch_size, np.dtype(dtype), max_pixels
@@ -108,18 +114,20 @@ def extract_features(
     num_gpus: float = 0.0,
     in_views: Collection[str] = (),
     seed: int = 0,
+    stall_timeout_s: float = math.inf,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Features of all images (id, path) into `folder`, by `workers` actors.
 
     Args:
         in_views: ids of the images that get the recipe's further views; seed: of these.
+        stall_timeout_s: for how long no actor may find room, which is said each minute.
 
     Returns:
         images (each view counts), images that were already there, seconds.
 
     Raises:
-        RecipeError: views are asked for, of no image.
+        RecipeError: views are asked for, of no image. WorkFailed: no room, or what an actor met.
     """
     import ray.data
 
@@ -138,8 +146,10 @@ def extract_features(
     done = there = total - sum(sizes[shard["number"]] for shard in missing)
     progress(done, total)
     if missing:
+        mark = f"features-{time.time_ns()}"
         options = {"batch_size": recipe.batch_size, "dtype": recipe.dtype, "max_pixels": max_pixels, "threads": threads,
-                   "views": recipe.views, "view_area": recipe.view_area, "seed": seed}  # fmt: skip
+                   "views": recipe.views, "view_area": recipe.view_area, "seed": seed,
+                   "started": functools.partial(say_begun, mark)}  # fmt: skip
         _quiet_ray_data()
         made = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
             ShardExtractor,
@@ -151,12 +161,17 @@ def extract_features(
             runtime_env={"env_vars": ALLOCATOR},
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
         )
-        try:
+
+        def take() -> None:
+            nonlocal done
             for row in made.iter_rows():
                 if row["refusal"]:
                     raise pickle.loads(row["refusal"])
                 done += int(row["images"])
                 progress(done, total)
+
+        try:
+            in_a_thread(take, _until_begun(mark, f"each of {min(workers, len(missing))} actors", stall_timeout_s))
         except ray.exceptions.RayError as error:
             raise WorkFailed(
                 f"{type(error).__name__}: {str(error).strip()[-1500:]}", key="features", value=str(folder),
@@ -164,6 +179,18 @@ def extract_features(
             ) from error  # fmt: skip
     write_meta(folder, shape=shard_shape(folder, 0), shards=len(shards), source=source, views=recipe.views)
     return {"images": total, "there_before": there, "seconds": time.perf_counter() - started}
+
+
+def _until_begun(mark: str, who: str, limit_s: float) -> Callable[[], None]:
+    """Called now and then: says who waits for room, until one has begun."""
+    patience, begun = Patience(limit_s), False
+
+    def look() -> None:
+        nonlocal begun
+        begun = begun or has_begun(mark)
+        patience.look("" if begun else f"features: {who}")
+
+    return look
 
 
 def _shard(number: int, images: Sequence[tuple[str, str]], in_views: Collection[str]) -> dict[str, Any]:

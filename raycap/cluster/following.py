@@ -2,52 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raycap.train.bottleneck import bottleneck, typical
 from raycap.train.progress import Progress
+from raycap.train.tail import Tail
+
+WINDOW = 50
+"""Steps over which it is told who waits for whom."""
 
 
 @contextmanager
 def followed(folder: Path, label: str) -> Iterator[None]:
     """Follow a stage's log.jsonl while it is written, and print progress from it."""
     stop = threading.Event()
-    progress = Progress(label, "steps")
-
-    file = folder / "log.jsonl"
+    progress, tail = Progress(label, "steps"), Tail(folder / "log.jsonl")
 
     def follow() -> None:
-        place = 0
         last: dict[str, Any] = {}
+        recent: deque[dict[str, Any]] = deque(maxlen=WINDOW)
         ended = False
         while not ended:
             ended = stop.wait(1.0)  # one more read after the end: the last lines belong to it
-            if not file.exists():
-                continue
-            if file.stat().st_size < place:  # a resume cut the log
-                place = 0
-            with open(file, "rb") as handle:
-                handle.seek(place)
-                lines = handle.read().split(b"\n")
-            place += sum(len(line) + 1 for line in lines[:-1])
+            try:
+                records, anew = tail.look()
+            except OSError:
+                continue  # the storage does not answer for a moment
+            if anew:
+                recent.clear()
             newest: dict[str, Any] = {}
-            for line in lines[:-1]:
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # a resume is cutting the log
+            for record in records:
                 last |= record
                 if "warning" in record:
                     print(f"{label:<14}  warning: {record['warning']}", flush=True)
                 if "step" in record and "total_steps" in record:
                     newest = record
+                    recent.append(record)
             # Once a look and not once a line: the steps of an earlier job, read at a stroke, are not this one's rate.
             if newest:
-                progress.update(newest["step"], newest["total_steps"], describe(last))
+                parts = [describe(last), bottleneck(typical(recent))]
+                progress.update(newest["step"], newest["total_steps"], "  ".join(filter(None, parts)))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -5,27 +5,37 @@ The body is that of `raycap.train.scst`; what differs is where rollouts come fro
 
 from __future__ import annotations
 
-import itertools
+import json
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from raycap.cluster.accounting import set_aside
+from raycap.cluster.exchange_link import ExchangeLink
+from raycap.cluster.step_seconds import step_seconds
 from raycap.cluster.tasks import on
-from raycap.cluster.train_job import built_together, rank_journal, together, training_group
+from raycap.cluster.train_job import rank_journal, training_group
+from raycap.data.dataset import PreparedDataset
 from raycap.data.features import FeatureStore
-from raycap.errors import RaycapError
 from raycap.models.checkpoint import load_captioner
 from raycap.models.recompute import recompute_blocks
 from raycap.recipe import Recipe
 from raycap.rewards.mix import Mix
-from raycap.train.journal import Journal
+from raycap.train.group import Group, built_together, first_does
+from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
-from raycap.train.optimizing import Group
-from raycap.train.resuming import load_training_state, same_step
-from raycap.train.scst import finish_step, first_look, summary
+from raycap.train.prompts import PromptSchedule
+from raycap.train.resuming import load_training_state
+from raycap.train.scst import finish_step, first_look, save, summary
 from raycap.train.steering import Steering
+from raycap.train.stopping import stop_if_asked
+from raycap.train.stopwatch import Stopwatch
 from raycap.train.validation import Validator
-from raycap.whole_file import write_whole
+
+PROMPTS = "prompts.json"
+"""Image ids of the run, in the stage's folder."""
 
 
 def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -33,132 +43,89 @@ def scst_loop(config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: exchange (handle), recipe, seed, device, precision; start, features, folder (paths as strings);
-            select_references; about.
+            select_references; about; prepared (path) and labelled (image ids) for `scst.mle_weight`. The run's prompts
+            lie in its folder, for the Exchange and for its check here.
     """
-    import ray
-
     recipe: Recipe = config["recipe"]
-    exchange = config["exchange"]
-    group = training_group()
-    journal = rank_journal(config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"])
-    learner, steering, seconds = built_together(group, lambda: _set_up(config, journal, group))
+    folder = Path(config["folder"])
+    group = training_group(recipe.cluster, config["device"])
+    journal = rank_journal(
+        config["folder"], group, keep=recipe.scst.keep_checkpoints, about=config["about"], logging=recipe.logging,
+        watched=config.get("watched", False), closing=config.get("closing"),
+    )  # fmt: skip
+    schedule = _schedule(config, folder)
+    learner, steering = built_together(group, lambda: _set_up(config, group))
+    learner.step, seconds = load_training_state(
+        journal, learner.captioner, learner.optimizer, learner.average, steering, group
+    )
+    learner.standing.collect(state=True)
     validator = Validator(config["select_references"], learner.features, max_length=recipe.captioner.max_length)
-    same_step(group, learner.step)
-    started = time.perf_counter()
-    error: RaycapError | None = None
-    if group.rank == 0:
-        learner.incarnation = next_incarnation(Path(config["folder"]))
-        ray.get(exchange.reset.remote(learner.incarnation, learner.step))
-        _publish(exchange, learner)
-        if learner.step == 0:
-            try:
-                first_look(learner, validator, steering, journal)
-            except RaycapError as raised:
-                error = raised
-    learner.incarnation = int(group.sum_values([float(learner.incarnation) if group.rank == 0 else 0.0])[0])
+    turns = learner.turns(shared=recipe.cluster.collocated)
+    started, elapsed = time.perf_counter(), seconds
+    link = ExchangeLink(config["exchange"], learner, group, folder, recipe.cluster.stall_timeout_s)
+    link.open()
+    if learner.step == 0 and not steering.has_looked:
+        first_does(group, lambda: first_look(learner, validator, steering, journal))
+
+    def save_here() -> None:
+        learner.standing.collect(state=True)
+        save(learner, steering, journal, elapsed)
+
+    def stop_where_asked() -> None:
+        """Between two steps, and while one is waited for."""
+        journal.save_if_asked(learner.step, save_here)
+        why = journal.stop_asked() if group.rank == 0 else ""
+        stop_if_asked(group, why, learner.step, save_here)
+
+    watch = Stopwatch()
     while learner.step < recipe.scst.steps:
-        queue = _queue(exchange, group)
-        marks = [time.perf_counter()]
-        rollouts, error = _take(exchange, learner, group, recipe.cluster.lease_timeout_s, error)
-        marks.append(time.perf_counter())
-        values = learner.update(rollouts)
-        marks.append(time.perf_counter())
-        if group.rank == 0:
-            _publish(exchange, learner)
-        marks.append(time.perf_counter())
-        values |= queue | _health(rollouts, learner.step - 1, marks, recipe.cluster.rollout_workers, group)
-        if group.rank == 0:
-            try:
-                finish_step(learner, values, validator, steering, journal, seconds + time.perf_counter() - started)
-            except RaycapError as raised:  # told to all ranks at the next take
-                error = raised
-    together(group, error)  # the last look's
+        queue = link.queue()
+        turns.rest()
+        with watch.of("wait"):
+            part = link.take(stop_where_asked)
+        aside = set_aside(schedule, learner.step, part, group)
+        turns.wake()
+        with watch.of("learn"):
+            values = learner.update(part.rollouts)
+        turns.rest()  # others have theirs as soon as these weights are out
+        with watch.of("publish"):
+            link.publish()
+        workers = queue.pop("workers", None)
+        values |= queue | step_seconds(part.rollouts, learner.step - 1, watch.lap(), recipe, group, workers=workers)
+        if learner.published is not None:
+            values["published_bytes"] = learner.published.nbytes
+        if aside:
+            values["set_aside"] = aside
+        elapsed = seconds + time.perf_counter() - started
+        first_does(group, partial(finish_step, learner, values, validator, steering, journal, elapsed, watch.of))
+        if learner.step < recipe.scst.steps:
+            stop_where_asked()
     seconds += time.perf_counter() - started
-    return summary(learner, steering.keeper, seconds)
+    return {**summary(learner, steering.keeper, seconds), "set_aside": steering.set_aside}
 
 
-def _set_up(config: dict[str, Any], journal: Journal, group: Group) -> tuple[Learner, Steering, float]:
-    """Learner and what watches it, where the last checkpoint left them, and the seconds spent so far."""
+def _schedule(config: Mapping[str, Any], folder: Path) -> PromptSchedule:
+    recipe: Recipe = config["recipe"]
+    ids = json.loads((folder / PROMPTS).read_text())
+    sizes = {"batch_size": recipe.scst.batch_size, "lease_size": recipe.scst.lease_size}
+    return PromptSchedule(ids, **sizes, seed=config["seed"])
+
+
+def _set_up(config: dict[str, Any], group: Group) -> tuple[Learner, Steering]:
+    """Learner and what watches it, before anything is learned."""
     import torch
 
     recipe: Recipe = config["recipe"]
     features = FeatureStore.open(Path(config["features"]))
-    captioner = load_captioner(Path(config["start"])).to(on(config["device"]))
+    captioner = load_captioner(Path(config["start"])).to(group.starts_on(on(config["device"])))
     mix = Mix(recipe.rewards, recipe.scst.steps)
     if recipe.cluster.learner_recompute:
         recompute_blocks(captioner)
+    labelled = None
+    if recipe.scst.mle_weight:
+        dataset = PreparedDataset.open(config["prepared"])
+        captions = {image_id: dataset.references(image_id) for image_id in config["labelled"]}
+        labelled = LabelledSet(captions, captioner.tokenizer, recipe.captioner.max_length)
     learner = Learner(captioner, features, recipe.scst, mix, group, seed=config["seed"],
-                      precision=getattr(torch, config["precision"]))  # fmt: skip
-    steering = Steering(mix, recipe.scst.collapse_share, recipe.scst.watch_looks)
-    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
-    return learner, steering, seconds
-
-
-def next_incarnation(folder: Path) -> int:
-    """Count the learner's starts in its stage's folder; the number of this one."""
-    file = folder / "incarnation"
-    number = int(file.read_text()) + 1 if file.exists() else 0
-    write_whole(file, str(number))
-    return number
-
-
-def _publish(exchange: Any, learner: Learner) -> None:
-    """Put the weights once; the Exchange passes the reference on.
-
-    The reference's owner is this process: when it dies the object dies, and the restarted learner publishes anew.
-    """
-    import ray
-
-    published = learner.publish()
-    ray.get(exchange.publish.remote(published.weights_id, [ray.put(published)]))
-
-
-def _take(
-    exchange: Any, learner: Learner, group: Group, timeout_s: float, error: RaycapError | None
-) -> tuple[list[Any], RaycapError | None]:
-    """This rank's rollouts of a step. An error of any rank ends all ranks here, together."""
-    import ray
-
-    rollouts: list[Any] = []
-    if error is None:
-        try:
-            ask = (learner.step, group.rank, group.size, timeout_s, learner.incarnation)
-            rollouts = ray.get(exchange.take.remote(*ask))
-        except ray.exceptions.RayTaskError as raised:
-            if not isinstance(raised.cause, RaycapError):
-                raise
-            error = raised.cause
-    together(group, error)
-    return rollouts, None
-
-
-def _queue(exchange: Any, group: Group) -> dict[str, int]:
-    """How many leases are in each state when the learner asks for its step."""
-    import ray
-
-    if group.rank:
-        return {}
-    states = ray.get(exchange.status.remote())["states"]
-    return {f"queue/{state}": states.get(state, 0) for state in ("pending", "leased", "ready")}
-
-
-def _health(rollouts: list[Any], step: int, marks: list[float], workers: int, group: Group) -> dict[str, float]:
-    """Where a step's seconds went: this rank's by part, the actors' by part (sums over leases), shares of idleness.
-
-    Args:
-        marks: before the take, after it, after the update, after the publication; seconds of one clock.
-    """
-    parts = ("weights", "generate", "reward")
-    lags = [step - r.weights_id.policy_version for r in rollouts]
-    mine = [*(sum(r.seconds.get(part, 0.0) for r in rollouts) for part in parts), sum(lags), len(lags)]
-    *busy, lag, leases = group.sum_values([float(value) for value in mine])
-    wait, learn, publish = (after - before for before, after in itertools.pairwise(marks))
-    whole = max(marks[-1] - marks[0], 1e-9)
-    return {
-        "seconds/wait": wait, "seconds/learn": learn, "seconds/publish": publish,
-        **{f"seconds/{part}": value for part, value in zip(parts, busy, strict=True)},
-        "idle/learner": wait / whole,
-        # at lag > 0 actors work ahead: in a step they may have been busy for longer than it took
-        "idle/actors": max(0.0, 1.0 - sum(busy) / (workers * whole)),
-        "policy_lag": lag / max(1.0, leases),
-    }  # fmt: skip
+                      precision=getattr(torch, config["precision"]), labelled=labelled)  # fmt: skip
+    return learner, Steering(mix, recipe.scst.collapse_share, recipe.scst.watch_looks)

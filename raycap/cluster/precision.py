@@ -43,7 +43,9 @@ def find_precision(run: Run, role: str, *, alone: bool) -> Precision:
         "rollout": (cluster.rollout_cpus, cluster.rollout_threads),
     }[role]
     measure = task(_measure, num_cpus=cpus, num_gpus=run.gpus(role, alone=alone))
-    found: Precision = gather({"precision": measure(run.device_of(role, alone=alone), threads)})["precision"]
+    name = f"cluster.precision of the {role}"
+    asked = {name: measure(run.device_of(role, alone=alone), threads)}
+    found: Precision = gather(asked, limit_s=cluster.stall_timeout_s)[name]
     return found
 
 

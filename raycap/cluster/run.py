@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from raycap.cluster.data_stages import (
@@ -15,15 +17,20 @@ from raycap.cluster.data_stages import (
     used_clips,
 )
 from raycap.cluster.evaluate_stage import evaluate_stage
+from raycap.cluster.fitting import Want, amounts, shortage, starts
 from raycap.cluster.lineage import check_inputs
+from raycap.cluster.resources import as_they_start, idle_workers
+from raycap.cluster.signals import stopping_at_signals
 from raycap.cluster.stages import FOR_MEMORY, Run, Stage, clip_identity, trained_clips
 from raycap.cluster.storage import check_places, refuse_stale, working_in
-from raycap.cluster.tasks import connected
+from raycap.cluster.tasks import connected, nodes
 from raycap.cluster.training_stages import mle_continued_stage, mle_stage, scst_stage
+from raycap.errors import RecipeError, Stopped
 from raycap.models.preflight import check_models
 from raycap.recipe import Recipe
 from raycap.rewards.contract import check_component
 from raycap.train.progress import clock
+from raycap.train.stopping import stop_asked
 
 
 def _dump(recipe: Recipe, *names: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -68,7 +75,8 @@ def _precision(recipe: Recipe) -> dict[str, Any]:
 
 def _mle_values(recipe: Recipe) -> dict[str, Any]:
     labels = {name: getattr(recipe.data, name) for name in _LABELS}
-    return {**_dump(recipe, "captioner", "mle"), "data": labels, **_precision(recipe)}
+    unused = () if recipe.captioner.lm_tuning == "lora" else ("captioner.lora",)
+    return {**_dump(recipe, "captioner", "mle", without=unused), "data": labels, **_precision(recipe)}
 
 
 def _scst_values(recipe: Recipe) -> dict[str, Any]:
@@ -95,9 +103,9 @@ STAGES = {
         Stage("prepare", True, (), _prepare_values, prepare_stage),
         Stage("clip", True, ("prepare",), _clip_values, clip_stage),
         Stage("features", True, ("prepare",), _features_values, features_stage),
-        Stage("mle", False, ("features",), _mle_values, mle_stage),
-        Stage("scst", False, ("mle",), _scst_values, scst_stage),
-        Stage("mle_continued", False, ("mle", "scst"), _mle_continued_values, mle_continued_stage),
+        Stage("mle", False, ("features",), _mle_values, mle_stage, stops=True),
+        Stage("scst", False, ("mle",), _scst_values, scst_stage, stops=True),
+        Stage("mle_continued", False, ("mle", "scst"), _mle_continued_values, mle_continued_stage, stops=True),
         Stage("evaluate", True, ("mle", "scst", "mle_continued"), _evaluate_values, evaluate_stage),
     )
 }  # fmt: skip
@@ -121,10 +129,10 @@ def run_recipe(recipe: Recipe) -> Run:
     check_models(recipe)
     with working_in(run.folder), connected():
         check_rewards(recipe)
-        warn_of_resources(run)
         check_inputs(run)
         if recipe.rerun != "stale":
             refuse_stale([run.stage_folder(name, seed) for name, seed in todo])
+        check_room(run)
         if todo[0][0] == "prepare":
             _run_stage(run, *todo.pop(0))
         if todo:
@@ -141,22 +149,51 @@ def check_rewards(recipe: Recipe) -> None:
             check_component(name, reward.options, reward.source)
 
 
-def warn_of_resources(run: Run) -> None:
-    """Say what SCST's actors will wait for; a cluster that grows may still get it, so it is no refusal."""
-    import ray
+def check_room(run: Run) -> None:
+    """What a missing stage wants at one time and the cluster does not have is refused before anything runs; where nodes
+    may still come (`cluster.autoscaling`) it is said. So is what can only find its place with luck, and who would have
+    nothing to do.
 
+    Raises:
+        RecipeError: it does not fit, or not in the order in which it starts.
+    """
     recipe = run.recipe
-    if "scst" not in recipe.stages:
-        return
-    cluster, there = recipe.cluster, ray.cluster_resources()
-    wanted = cluster.learner_workers * cluster.learner_cpus + cluster.rollout_workers * cluster.rollout_cpus
-    wanted += sum(reward.workers * reward.num_cpus for reward in recipe.rewards.values())
-    for kind, amount in (("CPU", wanted), ("GPU", run.gpus_given)):
-        has = there.get(kind, 0.0)
-        if amount > has:
-            print(f"warning: the actors of scst want {amount:g} {kind}s, the cluster has {has:g}; they wait for more. "
-                  "Where it does not grow, lower cluster.rollout_workers or what cluster.* and rewards.*.num_* ask for",
-                  flush=True)  # fmt: skip
+    for stage in (stage for stage in ("scst", "mle", "mle_continued") if _is_missing(run, stage)):
+        wants = run.wants(stage)
+        short = shortage(nodes(), wants) or _left_over(as_they_start(wants))
+        if short and not recipe.cluster.autoscaling:
+            raise RecipeError(short, key="stages", value=stage, remedy=_ROOM)
+        if short:
+            print(f"{stage}: {short}; cluster.autoscaling is set, so it begins with what there is room for and waits "
+                  "for more nodes", flush=True)  # fmt: skip
+        if stage == "scst" and (idle := idle_workers(recipe)):
+            print(f"warning: {idle}", flush=True)
+
+
+def _left_over(wants: Sequence[Want]) -> str:
+    """Whom Ray leaves without a place though there would be one for all, in words; that it may, is said."""
+    parts = ", ".join(f"{w.role} {w.count} x ({amounts(w.bundle)})" for w in wants if w.bundle)
+    why = "Ray places one after another, each where it fits best and not where it leaves room for the next"
+    found = starts(nodes(), wants)
+    if found == "never":
+        return f"there is a place for all, but {why}: the last of {parts} would wait for ever"
+    if found == "some":
+        print(f"warning: {why}: some of {parts} may find no place; with equal GPUs all do", flush=True)
+    return ""
+
+
+def _is_missing(run: Run, stage: str) -> bool:
+    """Whether a stage of the recipe is still to be done, for some seed."""
+    if stage not in run.recipe.stages:
+        return False
+    folders = [run.stage_folder(stage, seed) for seed in run.recipe.run_seeds]
+    return any(folder.finished is None or folder.changes() for folder in folders)
+
+
+_ROOM = (
+    "lower cluster.rollout_workers, rewards.<name>.workers or what cluster.* and rewards.*.num_* ask for; give shares, "
+    "such as cluster.rollout_gpus=0.5; where nodes are still to come, cluster.autoscaling=true"
+)
 
 
 def _run_stage(run: Run, name: str, seed: int) -> None:
@@ -167,7 +204,13 @@ def _run_stage(run: Run, name: str, seed: int) -> None:
         print(f"{folder.label:<14}  finished before, reused", flush=True)
         return
     started = time.perf_counter()
-    results = STAGES[name].run(run, seed)
+    stops, path = STAGES[name].stops, run.path(name, seed)
+    with stopping_at_signals(path) if stops else nullcontext():
+        results = STAGES[name].run(run, seed)
+        why = stop_asked(path) if stops else ""  # in its last step: there was nothing left to stop
     wall = time.perf_counter() - started
     folder.finish({**results, "wall_seconds": wall})
     print(f"{folder.label:<14}  finished in {clock(wall)}", flush=True)
+    if why:
+        raise Stopped(f"stopped after {folder.label}, which is finished: {why}",
+                      remedy="the same command goes on with what comes next")  # fmt: skip

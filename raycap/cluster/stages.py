@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from raycap.cluster.fitting import Want
+from raycap.cluster.resources import gpus_of, wants_of
 from raycap.cluster.storage import (
     StageFolder,
     data_root,
@@ -22,13 +24,13 @@ from raycap.cluster.storage import (
     stored_fingerprint,
     stored_made_from,
 )
+from raycap.cluster.tasks import nodes
 from raycap.data.dataset import PreparedDataset
 from raycap.data.scenes.dataset import VERSION
 from raycap.data.source import describe_source
 from raycap.errors import RecipeError
 from raycap.models.clip import clip_digest, shipped_config
 from raycap.recipe import Recipe, Section
-from raycap.recipe.sections import THROUGH_CLIP
 
 CLIPS = ("reward", "judge")
 
@@ -42,6 +44,7 @@ class Stage:
         inputs: stages whose results it reads, where the recipe has them.
         values: the recipe values that its result hangs on.
         run: does it.
+        stops: it can be asked to write a checkpoint and end.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Stage:
     inputs: tuple[str, ...]
     values: Callable[[Recipe], Mapping[str, Any]]
     run: Callable[[Run, int], dict[str, Any]]
+    stops: bool = False
 
 
 class Run:
@@ -129,48 +133,18 @@ class Run:
         return "cuda" if found else "cpu"
 
     def gpus(self, role: str, *, alone: bool = False) -> float:
-        """GPUs of one actor: what the recipe says, else an equal share of the cluster's among all that want one.
+        """GPUs of one process of a role (learner, rollout, or a reward component's name); see `gpus_of`.
 
         Args:
-            role: learner, rollout, or a reward component's name.
             alone: nothing else runs beside it (the learner in MLE).
         """
         if self.device == "cpu":
             return 0.0
-        import ray
+        return gpus_of(role, self.recipe, nodes(), alone=alone)
 
-        wanted = self._gpu_users()
-        given, count = wanted[role]
-        if given is not None:
-            return given
-        total = float(ray.cluster_resources().get("GPU", 0))
-        users = {role: (None, count)} if alone else wanted
-        left = total - sum(given * count for given, count in users.values() if given is not None)
-        share = left / sum(count for given, count in users.values() if given is None)
-        if share < 0.01:
-            what = f"the cluster's {total:g} GPUs are taken by the others"
-            raise RecipeError(what, key=f"{role}'s GPUs", value=share,
-                              remedy="give fewer to others, or 0 for the CPU; device=cpu for all")  # fmt: skip
-        return 1.0 if share >= 1 else int(share * 100) / 100
-
-    def _gpu_users(self) -> dict[str, tuple[float | None, int]]:
-        """GPUs of each actor as the recipe says, and the number of actors, by role."""
-        recipe = self.recipe
-        users: dict[str, tuple[float | None, int]] = {
-            "learner": (recipe.cluster.learner_gpus, recipe.cluster.learner_workers),
-            "rollout": (recipe.cluster.rollout_gpus, recipe.cluster.rollout_workers),
-        }
-        for name, reward in recipe.rewards.items():
-            through_clip = name in THROUGH_CLIP and not reward.source
-            users[name] = (reward.num_gpus if reward.num_gpus is not None or through_clip else 0.0, reward.workers)
-        return users
-
-    @property
-    def gpus_given(self) -> float:
-        """GPUs that the recipe gives to SCST's actors by number; equal shares of what is left are not counted."""
-        if self.device == "cpu":
-            return 0.0
-        return sum(given * count for given, count in self._gpu_users().values() if given is not None)
+    def wants(self, stage: str) -> list[Want]:
+        """What a stage that trains wants of the cluster at one time."""
+        return wants_of(stage, self.recipe, lambda role: self.gpus(role, alone=stage != "scst"))
 
     def device_of(self, role: str, *, alone: bool = False) -> str:
         """Where a role's model runs: on a GPU when it has a share of one."""

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import raycap
+from raycap.cluster.absence import Absence
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
-from raycap.cluster.exchange import Exchange
+from raycap.cluster.exchange import ExchangeActor
+from raycap.cluster.fitting import Want, count_that_fits
 from raycap.cluster.following import followed
-from raycap.cluster.learner_loop import scst_loop
+from raycap.cluster.learner_loop import PROMPTS, scst_loop
 from raycap.cluster.precision import stage_precision
+from raycap.cluster.reaching import reached
+from raycap.cluster.resources import LEARNER, ROLLOUT, as_they_start
 from raycap.cluster.reward_pool import RewardPools, RewardWorker
 from raycap.cluster.rollout_worker import RolloutActor
+from raycap.cluster.room import LearnersRoom, Seat
+from raycap.cluster.silence import START_S
 from raycap.cluster.stages import Run
 from raycap.cluster.storage import write_json
-from raycap.cluster.tasks import on
-from raycap.cluster.train_job import built_together, rank_journal, run_train_job, training_group
+from raycap.cluster.tasks import nodes, on
+from raycap.cluster.train_job import rank_journal, run_train_job, training_group
 from raycap.data.features import FeatureStore
 from raycap.errors import RecipeError
 from raycap.models.build import new_captioner
@@ -32,9 +40,11 @@ from raycap.recipe import ClusterRecipe, Recipe, SCSTRecipe
 from raycap.recipe.sections import WITH_REFERENCES
 from raycap.rewards.cider import write_document_frequency
 from raycap.rewards.context import ContextSpec
+from raycap.train.group import built_together
 from raycap.train.labelled import LabelledSet
 from raycap.train.mle import Control, train_mle
 from raycap.train.prompts import PromptSchedule
+from raycap.train.stopping import stop_before_start
 from raycap.train.validation import Validator
 
 
@@ -44,7 +54,7 @@ def mle_stage(run: Run, seed: int) -> dict[str, Any]:
     _check_ranks(run)
     config = _mle_config(run, seed, "mle")
     with followed(run.path("mle", seed), "mle"):
-        return run_train_job(_mle_loop, config, _cluster(run, alone=True), run.path("mle", seed))
+        return run_train_job(_mle_loop, config, _alone(run), run.path("mle", seed))
 
 
 def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
@@ -57,7 +67,7 @@ def mle_continued_stage(run: Run, seed: int) -> dict[str, Any]:
         "control": asdict(_control(run, seed, folder)),  # plain: the controller need not import torch for it
     }
     with followed(folder, "mle_continued"):
-        return run_train_job(_mle_loop, config, _cluster(run, alone=True), folder)
+        return run_train_job(_mle_loop, config, _alone(run), folder)
 
 
 def _check_windows(run: Run, seed: int) -> None:
@@ -79,9 +89,9 @@ def _check_ranks(run: Run) -> None:
                           )  # fmt: skip
 
 
-def _cluster(run: Run, *, alone: bool) -> ClusterRecipe:
-    """The recipe's section with the learner's share of the GPUs filled in."""
-    return run.recipe.cluster.model_copy(update={"learner_gpus": run.gpus("learner", alone=alone)})
+def _alone(run: Run) -> ClusterRecipe:
+    """The recipe's section with the GPUs of a learner that has the cluster for itself."""
+    return run.recipe.cluster.model_copy(update={"learner_gpus": run.gpus(LEARNER, alone=True)})
 
 
 CONTROL = "control.json"
@@ -124,7 +134,7 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
     recipe: Recipe = config["recipe"]
     dataset = PreparedDataset.open(config["prepared"])
     captions = {image_id: dataset.references(image_id) for image_id in config["labelled"]}
-    group = training_group()
+    group = training_group(recipe.cluster, config["device"])
 
     def set_up() -> tuple[FeatureStore, PrefixCaptioner]:
         features = FeatureStore.open(Path(config["features"]))
@@ -134,11 +144,14 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
             made = new_captioner(recipe.captioner, features.shape, captions, seed=config["seed"])
         if recipe.cluster.learner_recompute:
             recompute_blocks(made)
-        return features, made.to(on(config["device"]))
+        return features, made.to(group.starts_on(on(config["device"])))
 
     features, captioner = built_together(group, set_up)
     features.warm(views=recipe.mle.views)
-    journal = rank_journal(config["folder"], group, keep=2, about=config["about"])
+    journal = rank_journal(
+        config["folder"], group, keep=2, about=config["about"], logging=recipe.logging,
+        watched=config.get("watched", False), closing=config.get("closing"),
+    )  # fmt: skip
     max_length = recipe.captioner.max_length
     return train_mle(
         captioner,
@@ -157,51 +170,95 @@ def _mle_loop(config: dict[str, Any]) -> dict[str, Any]:
 def scst_stage(run: Run, seed: int) -> dict[str, Any]:
     """Self-critical sequence training: Exchange, rollout crew, reward pools, learner."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     recipe, folder = run.recipe, run.path("scst", seed)
     spec = reward_context(run, folder)
     schedule = scst_schedule(run, seed)
     precision = stage_precision(run, "scst", seed)
+    wants = {want.role: want for want in run.wants("scst")}  # once: shares do not change when a node is lost
+    if run.device == "cuda":
+        print("scst            GPUs of each: " + ", ".join(f"{w.role} {w.gpus:g}" for w in wants.values()), flush=True)
+    limit_s = recipe.cluster.stall_timeout_s + START_S
+    with ExitStack() as ends:
+        learner = wants[LEARNER]
+        stop = partial(stop_before_start, folder)
+        seat = ends.enter_context(Seat("the learner", [learner.bundle] * learner.count, limit_s, stop))
+        exchange = _exchange(run, seed, schedule)
+        ends.callback(ray.kill, exchange)
+        in_turn = [want for want in as_they_start(list(wants.values())) if want.role in recipe.rewards]
+        made = {want.role: _reward_actors(want, spec, run) for want in in_turn}
+        pools = RewardPools({name: made[name] for name in recipe.rewards})
+        for actor in (actor for pool in pools.actors.values() for actor in pool):
+            ends.callback(ray.kill, actor)
+        at_once = count_that_fits(nodes(), list(wants.values()), ROLLOUT)
+        start = _rollout_starter(run, seed, pools, wants[ROLLOUT], precision["rollout"])
+        rewards = Absence([(name, actor) for name, pool in pools.actors.items() for actor in pool])
+        crew = RolloutCrew(start, exchange, recipe.cluster.rollout_workers, at_once=at_once, room=LearnersRoom(),
+                           rewards=rewards, quarantine_after=recipe.cluster.quarantine_after)  # fmt: skip
+        ends.enter_context(crew)
+        ready = pools.wait_until_ready(limit_s, stop)  # while the crew's processes start
+        signatures = reward_signatures(ready, recipe.scst)
+        write_json(folder / "rewards.json", signatures)
+        config = _scst_config(run, seed) | {
+            "exchange": exchange, "device": learner.device, "precision": precision["learner"]
+        }  # fmt: skip
+        cluster = recipe.cluster.model_copy(update={"learner_gpus": learner.gpus})
+        seat.free()
+        with followed(folder, "scst"):
+            results = run_train_job(scst_loop, config, cluster, folder)
+        status = _last_words(exchange)
+        return {**results, "rewards": signatures, "exchange": status, "workers_lost": crew.losses}
+
+
+def _exchange(run: Run, seed: int, schedule: PromptSchedule) -> Any:
+    """The stage's Exchange, as an actor that Ray starts again."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    recipe = run.recipe
     # On the driver's node, which on a cluster is the head: an actor without CPUs would land anywhere, spot nodes too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    exchange = ray.remote(Exchange).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote(
-        schedule,
+    prompts = run.path("scst", seed) / PROMPTS
+    write_json(prompts, list(schedule.image_ids))
+    return ray.remote(ExchangeActor).options(
+        num_cpus=0, max_concurrency=1000, scheduling_strategy=here, max_restarts=-1, max_task_retries=0
+    ).remote(
+        str(prompts),
+        batch_size=recipe.scst.batch_size,
+        lease_size=recipe.scst.lease_size,
+        seed=seed,
         total_steps=recipe.scst.steps,
         max_policy_lag=recipe.scst.max_policy_lag,
         lease_timeout_s=recipe.cluster.lease_timeout_s,
         quarantine_after=recipe.cluster.quarantine_after,
     )  # fmt: skip
-    config = {
-        "recipe": recipe,
+
+
+def _scst_config(run: Run, seed: int) -> dict[str, Any]:
+    """What `scst_loop` reads, but for its place on the cluster."""
+    return {
+        "recipe": run.recipe,
         "seed": seed,
-        "device": run.device_of("learner"),
-        "precision": precision["learner"],
-        "exchange": exchange,
         "start": str(run.path("mle", seed) / "best"),
         "features": str(run.path("features", seed) / "captioner"),
-        "folder": str(folder),
+        "folder": str(run.path("scst", seed)),
         "select_references": run.select_references(run.dataset),
+        "prepared": str(run.path("prepare", 0)),
+        "labelled": run.labelled_ids(run.dataset) if run.recipe.scst.mle_weight else [],
         "about": run.about("scst", seed),
     }
-    if run.device == "cuda":
-        roles = ["learner", "rollout", *recipe.rewards]
-        print("scst            GPUs of each: " + ", ".join(f"{r} {run.gpus(r):g}" for r in roles), flush=True)
-    pools = RewardPools({name: _reward_actors(name, spec, run) for name in recipe.rewards})
+
+
+def _last_words(exchange: Any) -> dict[str, Any]:
+    """What the Exchange has counted, and the end of its work. The run is finished, with it or without it."""
+    import ray
+
     try:
-        with RolloutCrew(
-            _rollout_starter(run, seed, pools, precision["rollout"]), exchange, recipe.cluster.rollout_workers
-        ) as crew:
-            signatures = reward_signatures(pools.wait_until_ready(), recipe.scst)  # while the crew's processes start
-            write_json(folder / "rewards.json", signatures)
-            with followed(folder, "scst"):
-                results = run_train_job(scst_loop, config, _cluster(run, alone=False), folder)
-            status = ray.get(exchange.status.remote())
-            ray.get(exchange.close.remote())
-            return {**results, "rewards": signatures, "exchange": status, "workers_lost": crew.losses}
-    finally:
-        for actor in [exchange, *(a for pool in pools.actors.values() for a in pool)]:
-            ray.kill(actor)
+        status = reached(lambda: exchange.status.remote())
+        reached(lambda: exchange.close.remote())
+    except ray.exceptions.RayError as error:
+        return {"lost": str(error)[:200]}
+    return status
 
 
 _BASELINE_NAMES = {"leave_one_out": "average", "greedy": "greedy", "mean": "mean"}  # as SacreEOS calls them
@@ -249,28 +306,30 @@ def scst_schedule(run: Run, seed: int) -> PromptSchedule:
     return schedule
 
 
-def _reward_actors(name: str, spec: ContextSpec, run: Run) -> list[Any]:
+_PLACEMENT = {"PACK": "DEFAULT", "SPREAD": "SPREAD"}  # Ray's names for actors: by default nodes are filled up to half
+
+
+def _actor(kind: type, want: Want, run: Run, **options: Any) -> Any:
+    """A class as an actor of a role."""
     import ray
 
-    reward = run.recipe.rewards[name]
-    kind = ray.remote(RewardWorker).options(
-        num_cpus=reward.num_cpus, num_gpus=run.gpus(name), max_restarts=-1, max_task_retries=0,
-        runtime_env={"env_vars": ALLOCATOR},
+    return ray.remote(kind).options(
+        num_cpus=want.cpus, num_gpus=want.gpus, scheduling_strategy=_PLACEMENT[run.recipe.cluster.placement],
+        runtime_env={"env_vars": ALLOCATOR}, **options,
     )  # fmt: skip
-    spec = replace(spec, device=run.device_of(name))
+
+
+def _reward_actors(want: Want, spec: ContextSpec, run: Run) -> list[Any]:
+    kind = _actor(RewardWorker, want, run, max_restarts=-1, max_task_retries=0)
+    reward, cluster = run.recipe.rewards[want.role], run.recipe.cluster
+    spec = replace(spec, device=want.device)
     # the threads of the reference, which scores where it generates: at lag 0 the last bit may hang on them
-    threads = run.recipe.cluster.rollout_threads
-    return [kind.remote(name, spec, reward.options, reward.source, threads) for _ in range(reward.workers)]
+    built = (want.role, spec, reward.options, reward.source, cluster.rollout_threads, cluster.reward_timeout_s)
+    return [kind.remote(*built, shares_gpu=cluster.collocated) for _ in range(want.count)]
 
 
-def _rollout_starter(run: Run, seed: int, pools: RewardPools, precision: str) -> Callable[[str], Any]:
-    import ray
-
-    recipe = run.recipe
-    kind = ray.remote(RolloutActor).options(
-        num_cpus=recipe.cluster.rollout_cpus, num_gpus=run.gpus("rollout"), max_restarts=0,
-        runtime_env={"env_vars": ALLOCATOR},
-    )  # fmt: skip
+def _rollout_starter(run: Run, seed: int, pools: RewardPools, want: Want, precision: str) -> Callable[[str], Any]:
+    recipe, kind = run.recipe, _actor(RolloutActor, want, run, max_restarts=0)
 
     def start(name: str) -> Any:
         return kind.remote(
@@ -282,8 +341,10 @@ def _rollout_starter(run: Run, seed: int, pools: RewardPools, precision: str) ->
             max_length=recipe.captioner.max_length,
             seed=seed,
             threads=recipe.cluster.rollout_threads,
-            device=run.device_of("rollout"),
+            device=want.device,
             precision=precision,
+            ahead=recipe.cluster.leases_ahead,
+            shares_gpu=recipe.cluster.collocated,
         )
 
     return start

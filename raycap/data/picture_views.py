@@ -13,7 +13,7 @@ import math
 import numpy as np
 from PIL import Image
 
-PICTURE_STREAM = 4  # of the seeds: 0, 1 train.seeding; 3 models.grid; 4 data.picture_views; 5 train.views
+PICTURE_STREAM = 4  # of the seeds, see train.seeding
 _STRETCH = 4 / 3
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from raycap.errors import RecipeError
+from raycap.models.lora import adapted_layers
 from raycap.models.prefix import PrefixCaptioner, PrefixConfig
 from raycap.models.tokenizer import HFTokenizer, Tokenizer, WordTokenizer
 from raycap.recipe import CaptionerRecipe, VocabularyRecipe
@@ -42,6 +43,7 @@ def new_captioner(
         lm_config=lm_config,
         lm_source=recipe.lm or "",
         lm_tuning=recipe.lm_tuning,
+        lora=recipe.lora.model_dump() if recipe.lm_tuning == "lora" else {},
         mapping_layers=recipe.mapping_layers,
         mapping_heads=recipe.mapping_heads,
         feature_dropout=recipe.feature_dropout,
@@ -52,7 +54,7 @@ def new_captioner(
 
 
 def check_captioner(recipe: CaptionerRecipe, grid_size: int | None = None) -> None:
-    """What can be said of the LM before there are features: its kind, its place, its positions.
+    """What can be said of the LM before there are features: its kind, its place, its positions, its adapted layers.
 
     Args:
         grid_size: cells a side of the features, where the recipe says so.
@@ -68,6 +70,17 @@ def check_captioner(recipe: CaptionerRecipe, grid_size: int | None = None) -> No
     known = (recipe.grid_size or grid_size or 0) ** 2 if recipe.mapping == "grid" else recipe.prefix_length
     if known:
         _check_positions(recipe, known, config)
+    if recipe.lm_tuning == "lora":
+        adapted_layers(_without_weights(config), recipe.lora.targets)
+
+
+def _without_weights(config: Any) -> nn.Module:
+    """The LM's layers by name and size; however large it is, it takes no memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        lm: nn.Module = AutoModelForCausalLM.from_config(config)
+    return lm
 
 
 def _pretrained_config(source: str) -> Any:

@@ -71,6 +71,12 @@ class Captioner(Protocol):
         """Log-probability of each token given those before it: float32 [N, T], 0 outside the mask."""
         ...
 
+    def score_with_entropy(
+        self, conditioning: Any, tokens: Tensor, loss_mask: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and beside it the entropy of the words that could have stood there: nats, float32 [N, T]."""
+        ...
+
 
 def image_of_rows(rows: int, images: int, device: torch.device) -> Tensor:
     """The image of each of N rows of B images, rows of an image as neighbours: int64 [N]."""

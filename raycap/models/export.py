@@ -3,7 +3,8 @@
     captioner.json, model.safetensors, tokenizer    as in a checkpoint
     recipe.yaml                                     of the run
     clips/reward, clips/judge                       the CLIPs trained in the run that encode for it or judge it
-    lm/, weights/                                   a pretrained LM, and weights files that the recipe names
+    lm/, weights/                                   a pretrained LM (adapters merged into it), and weights files that
+                                                    the recipe names
     README.md                                       what it is, what it needs, how to use it
 
 All references are relative to the folder, so it may be moved as a whole.
@@ -24,6 +25,7 @@ import raycap
 from raycap.errors import CheckpointError, Refused
 from raycap.models import clip as clip_files
 from raycap.models.checkpoint import CONFIG, fill_captioner, load_captioner, write_folder
+from raycap.models.lora import merge_adapters
 from raycap.models.origin import Origin, file_values, read_origin, with_values
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import HFTokenizer
@@ -85,6 +87,8 @@ def _fill(folder: Path, origin: Origin, captioner: PrefixCaptioner) -> None:
     changes |= _copy_files(folder, origin.recipe)
     for role, path in clips.items():
         _copy_clip(path, folder / "clips" / role)
+    if captioner.config.lm_tuning == "lora":
+        _merge(captioner, origin.folder)
     if captioner.config.lm_source:
         _save_lm(folder / LM, captioner)
         changes |= {"captioner.lm": LM} if Path(origin.recipe.captioner.lm or "").is_dir() else {}
@@ -128,6 +132,20 @@ def _copy_clip(source: Path, target: Path) -> None:
     save_file(tensors, target / _CLIP_WEIGHTS)
     (target / _CLIP_WEIGHTS).chmod(0o644)
     (target / clip_files.ABOUT).write_text(json.dumps({**about, "weights": _CLIP_WEIGHTS}))
+
+
+def _merge(captioner: PrefixCaptioner, checkpoint: Path) -> None:
+    """Adapters into the weights beside them: the export is a plain model, which needs no peft and decodes faster.
+
+    A pretrained LM, which is stored beside the captioner, is then one to be left as it lies there.
+    """
+    try:
+        merge_adapters(captioner.lm)
+    except ValueError as error:
+        raise CheckpointError("its adapters hold numbers that are not finite", key="checkpoint", value=str(checkpoint),
+                              remedy="take the checkpoint before it, or train the stage again") from error  # fmt: skip
+    tuning = "frozen" if captioner.config.lm_source else "full"
+    captioner.config = replace(captioner.config, lm_tuning=tuning, lora={})
 
 
 def _save_lm(folder: Path, captioner: PrefixCaptioner) -> None:

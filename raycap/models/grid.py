@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raycap.errors import RecipeError
 
-WINDOW_STREAM = 3  # of the seeds: 0, 1 train.seeding; 3 models.grid; 4 data.picture_views; 5 train.views
+WINDOW_STREAM = 3  # of the seeds, see train.seeding
 
 
 def side_of(cells: int) -> int:

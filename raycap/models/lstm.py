@@ -16,7 +16,7 @@ from raycap.errors import RecipeError
 from raycap.models.accumulate import use_summing
 from raycap.models.captioner import image_of_rows
 from raycap.models.products import use_onednn
-from raycap.models.readout import Readout, placed, readout_logprobs
+from raycap.models.readout import Readout, placed, readout_entropies, readout_logprobs
 from raycap.models.seeing import FeatureConfig, SeesFeatures
 from raycap.models.tokenizer import Tokenizer
 
@@ -132,6 +132,15 @@ class LSTMCaptioner(SeesFeatures):
         wanted = loss_mask > 0
         picked = readout_logprobs(self._readout(said[wanted]), tokens[wanted], temperature)
         return placed(picked, wanted)
+
+    def score_with_entropy(
+        self, conditioning: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """`score`, and the entropy of the words at each place: nats, float32 [N, T], 0 outside the mask."""
+        said, _ = self._forced(conditioning, tokens)
+        wanted = loss_mask > 0
+        found = readout_entropies(self._readout(said[wanted]), tokens[wanted], temperature)
+        return placed(found[0], wanted), placed(found[1], wanted)
 
     def attention(self, conditioning: Tensor, tokens: Tensor) -> Tensor:
         """Where each word was looked for: [N, T, G], rows of it sum to 1 (the paper's Fig. 6)."""

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from raycap.errors import RecipeError
 from raycap.models.accumulate import use_summing
 from raycap.models.captioner import image_of_rows
+from raycap.models.lora import add_adapters
 from raycap.models.mapping import GridMapping, MLPMapping, TransformerMapping
 from raycap.models.products import use_onednn
-from raycap.models.readout import Readout, placed, readout_logprobs
+from raycap.models.readout import Readout, placed, readout_entropies, readout_logprobs
 from raycap.models.seeing import FeatureConfig, SeesFeatures
 from raycap.models.shared_attention import NAME, Decode, Prefill, Score, Unsupported, Walk, register, starts_of
 from raycap.models.tokenizer import Tokenizer
 
 MAPPINGS = ("grid", "mlp", "transformer")
+TUNINGS = ("frozen", "lora", "full")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class PrefixConfig(FeatureConfig):
         prefix_length: P of mlp and transformer; the grid mapping has one a cell.
         lm_config: a Hugging Face config as a dict, `model_type` included.
         lm_source: name or path of pretrained weights; empty when trained from scratch.
-        lm_tuning: `full` or `frozen`.
+        lm_tuning: `full`, `lora` or `frozen`.
+        lora: arguments of `lora.add_adapters`, for `lora` alone.
         feature_dropout: on the features (grid mapping), word_dropout: on whole words that are read, while it trains.
     """
 
@@ -44,6 +47,7 @@ class PrefixConfig(FeatureConfig):
     lm_config: dict[str, Any] = field(default_factory=dict)
     lm_source: str = ""
     lm_tuning: str = "full"
+    lora: dict[str, Any] = field(default_factory=dict)
     mapping_layers: int = 2
     mapping_heads: int = 4
     feature_dropout: float = 0.0
@@ -111,10 +115,7 @@ class PrefixCaptioner(SeesFeatures):
         _check_vocabulary(lm, tokenizer, config.lm_source)
         hidden = lm.get_input_embeddings().embedding_dim  # type: ignore[operator]
         self.mapping = _build_mapping(config, hidden)
-        if config.lm_tuning == "frozen":
-            lm.requires_grad_(False)
-        elif config.lm_tuning != "full":
-            raise RecipeError("expected frozen or full", key="captioner.lm_tuning", value=config.lm_tuning)
+        _choose_what_learns(lm, config)
         use_onednn(self, lm.get_output_embeddings())  # type: ignore[operator]
         use_summing(self)
 
@@ -155,38 +156,53 @@ class PrefixCaptioner(SeesFeatures):
         Returns:
             float32 [N, T], 0 outside the mask.
         """
+        return self._scored(conditioning, tokens, loss_mask, temperature, entropy=False)[0]
+
+    def score_with_entropy(
+        self, conditioning: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """`score`, and the entropy of the words at each place: nats, float32 [N, T], 0 outside the mask."""
+        logprobs, spread = self._scored(conditioning, tokens, loss_mask, temperature, entropy=True)
+        assert spread is not None
+        return logprobs, spread
+
+    def _scored(
+        self, conditioning: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float, *, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         image = image_of_rows(len(tokens), len(conditioning), tokens.device)
-        if self.shares_prefix:
-            return self._score_packed(conditioning, image, tokens, loss_mask, temperature)
-        return self._score_copied(conditioning, image, tokens, loss_mask, temperature)
+        score = self._score_packed if self.shares_prefix else self._score_copied
+        return score(conditioning, image, tokens, loss_mask, temperature, entropy)
 
     def _score_packed(
-        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float
-    ) -> Tensor:
+        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         prefill = Prefill()
         hidden = self._hidden(prefill, inputs_embeds=conditioning)[:, -1]
         prefill.done = True
         read = (_lengths(loss_mask) - 1).clamp(min=0)  # the last token of a caption is said, not read
-        if int(read.max()):
-            walk = Score(prefill.layers, image, read)
-            inside = torch.arange(tokens.shape[1], device=tokens.device) < read[:, None]
-            places = (walk.places + conditioning.shape[1])[None]
-            packed = self._hidden(walk, **self._read(tokens[inside][None]), position_ids=places)
-            hidden = torch.cat([hidden, packed[0]])
+        nothing = not int(read.max())
+        if nothing:  # ranks that share the blocks must go through them equally often: one is read, and not looked at
+            read[0] = 1
+        walk = Score(prefill.layers, image, read)
+        inside = torch.arange(tokens.shape[1], device=tokens.device) < read[:, None]
+        places = (walk.places + conditioning.shape[1])[None]
+        words = tokens[inside] * (not nothing)  # padding may hold any id
+        packed = self._hidden(walk, **self._read(words[None]), position_ids=places)
+        hidden = torch.cat([hidden, packed[0]])
         before = torch.cat([image[:, None], starts_of(read)[:, None] + len(conditioning)
                             + torch.arange(tokens.shape[1] - 1, device=tokens.device)], dim=1)  # fmt: skip
         wanted = loss_mask > 0
-        picked = readout_logprobs(self._readout(hidden.index_select(0, before[wanted])), tokens[wanted], temperature)
-        return placed(picked, wanted)
+        readout = self._readout(hidden.index_select(0, before[wanted]))
+        return _told(readout, tokens, wanted, temperature, entropy)
 
     def _score_copied(
-        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float
-    ) -> Tensor:
+        self, conditioning: Tensor, image: Tensor, tokens: Tensor, loss_mask: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         prefix = self.lm(inputs_embeds=conditioning, use_cache=True, logits_to_keep=1)
         lengths = _lengths(loss_mask)
         # Rows of like length together: short captions are not carried along to the longest one's end.
         buckets = torch.argsort(lengths, stable=True).split(max(_BUCKET, -(-len(tokens) // 4)))
-        out = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+        out = [torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device) for _ in range(1 + entropy)]
         for rows in buckets:
             width = int(lengths[rows].max())
             if width == 0:
@@ -197,9 +213,12 @@ class PrefixCaptioner(SeesFeatures):
                 cache = _rows_of(prefix.past_key_values, image[rows])
                 output = self.lm(**self._read(part[:, :-1]), past_key_values=cache, use_cache=True)
                 logits = torch.cat([logits, output.logits], dim=1)
-            picked = token_logprobs(logits, part, mask, temperature)
-            out = out.index_put((rows,), torch.nn.functional.pad(picked, (0, tokens.shape[1] - width)))
-        return out
+            wanted = mask > 0
+            found = _told(Readout(logits[wanted]), part, wanted, temperature, entropy)
+            wider = (0, tokens.shape[1] - width)
+            out = [each.index_put((rows,), torch.nn.functional.pad(new, wider))
+                   for each, new in zip(out, found, strict=False) if new is not None]  # fmt: skip
+        return out[0], out[1] if entropy else None
 
     def _hidden(self, walk: Walk, **inputs: Tensor) -> Tensor:
         """The LM's last hidden states, its attention as the walk says."""
@@ -298,6 +317,16 @@ def token_logprobs(logits: Tensor, tokens: Tensor, loss_mask: Tensor, temperatur
     return placed(readout_logprobs(Readout(logits[wanted]), tokens[wanted], temperature), wanted)
 
 
+def _told(
+    readout: Readout, tokens: Tensor, wanted: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of the wanted tokens and, where asked, the entropies beside them, in their places [N, T]."""
+    if not entropy:
+        return placed(readout_logprobs(readout, tokens[wanted], temperature), wanted), None
+    logprobs, spread = readout_entropies(readout, tokens[wanted], temperature)
+    return placed(logprobs, wanted), placed(spread, wanted)
+
+
 def _build_mapping(config: PrefixConfig, hidden: int) -> nn.Module:
     if config.mapping == "grid":
         return GridMapping(config.feature_dim, hidden, config.feature_dropout)
@@ -309,6 +338,16 @@ def _build_mapping(config: PrefixConfig, hidden: int) -> nn.Module:
             grid=config.features == "grid",
         )  # fmt: skip
     raise RecipeError(f"expected one of {', '.join(MAPPINGS)}", key="captioner.mapping", value=config.mapping)
+
+
+def _choose_what_learns(lm: nn.Module, config: PrefixConfig) -> None:
+    if config.lm_tuning not in TUNINGS:
+        raise RecipeError(f"expected {', '.join(TUNINGS[:-1])} or {TUNINGS[-1]}", key="captioner.lm_tuning",
+                          value=config.lm_tuning)  # fmt: skip
+    if config.lm_tuning != "full":
+        lm.requires_grad_(False)
+    if config.lm_tuning == "lora":  # after the mapping was drawn, which so is the same however the LM is tuned
+        add_adapters(lm, **config.lora)
 
 
 def _check_vocabulary(lm: nn.Module, tokenizer: Tokenizer, source: str) -> None:

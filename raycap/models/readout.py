@@ -103,13 +103,32 @@ def readout_logprobs(readout: Readout, tokens: Tensor, temperature: float = 1.0,
         return -torch.nn.functional.cross_entropy(
             logits if temperature == 1.0 else logits / temperature, tokens, reduction="none"
         )
+    picked, _ = _chunked(readout, tokens, temperature, chunk, entropy=False)
+    return picked
+
+
+def readout_entropies(
+    readout: Readout, tokens: Tensor, temperature: float = 1.0, *, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Beside `readout_logprobs`, the entropy −Σ p log p of each row's softmax(logits / temperature) in nats: both with
+    gradient, float32 [M], from the same product."""
+    if readout.weight is None:
+        logits = readout.logits.float()
+        spread = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, dim=-1)
+        return spread.gather(1, tokens[:, None])[:, 0], -(spread.exp() * spread).sum(dim=1)
+    return _chunked(readout, tokens, temperature, chunk, entropy=True)
+
+
+def _chunked(
+    readout: Readout, tokens: Tensor, temperature: float, chunk: int | None, *, entropy: bool
+) -> tuple[Tensor, Tensor]:
     hidden = readout.hidden
     if chunk is None:
         chunk = CPU_CHUNK if hidden.device.type == "cpu" else CHUNK
     rows = max(1, chunk // readout.words)
     if torch.is_autocast_enabled(hidden.device.type):  # of which the backward pass knows nothing
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    return _Chunked.apply(hidden, readout.weight, readout.bias, tokens, temperature, rows)
+    return _Chunked.apply(hidden, readout.weight, readout.bias, tokens, temperature, rows, entropy)
 
 
 def placed(picked: Tensor, wanted: Tensor) -> Tensor:
@@ -126,24 +145,28 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, rows: int
-    ) -> Tensor:
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float, rows: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.given, ctx.parameter = weight.dtype, weight  # the parameter itself: what is saved may be its cast
         weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         picked = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        spreads = torch.zeros_like(picked) if entropy else picked.new_empty(0)
         kept = None
         for part in _parts(len(hidden), rows):
             logprobs, chances = _softmax(_scaled(hidden[part], weight, bias, temperature), tokens[part])
             picked[part] = logprobs
+            if entropy:
+                spreads[part] = torch.special.entr(chances).sum(dim=1)
             kept = chances if kept is None else kept
-        ctx.save_for_backward(hidden, weight, bias, tokens, kept if any(ctx.needs_input_grad) else None)
-        ctx.temperature, ctx.rows = temperature, rows
-        return picked
+        ctx.save_for_backward(hidden, weight, bias, tokens, spreads, kept if any(ctx.needs_input_grad) else None)
+        ctx.temperature, ctx.rows, ctx.entropy = temperature, rows, entropy
+        return picked, spreads
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, kept = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, of_spreads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, spreads, kept = ctx.saved_tensors
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(ctx.given, torch.float32)
         into = sum_of(ctx.parameter) if ctx.needs_input_grad[1] else None
@@ -157,7 +180,12 @@ class _Chunked(torch.autograd.Function):
             else:
                 _, chances = _softmax(_scaled(hidden[part], weight, bias, ctx.temperature), tokens[part])
             upstream = gradient[part, None] / ctx.temperature
-            slope = chances.mul_(-upstream).scatter_add_(1, tokens[part, None], upstream).to(hidden.dtype)
+            wider = None
+            if ctx.entropy:  # dH/dlogit = −p (log p + H) / temperature; where p is 0 it is 0
+                inner = torch.special.entr(chances).sub_(chances * spreads[part, None])
+                wider = inner.mul_(of_spreads[part, None] / ctx.temperature)
+            slope = chances.mul_(-upstream).scatter_add_(1, tokens[part, None], upstream)
+            slope = (slope if wider is None else slope.add_(wider)).to(hidden.dtype)
             if of_hidden is not None:
                 of_hidden[part] = multiply(slope, weight)
             if of_weight is not None and slope.dtype == exact:
@@ -167,7 +195,7 @@ class _Chunked(torch.autograd.Function):
             if of_bias is not None:
                 of_bias += slope.sum(dim=0, dtype=exact)
         of_weight, of_bias = (None if each is None else each.to(ctx.given) for each in (of_weight, of_bias))
-        return of_hidden, of_weight if into is None else None, of_bias, None, None, None
+        return of_hidden, of_weight if into is None else None, of_bias, None, None, None, None
 
 
 def _softmax(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

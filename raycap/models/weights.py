@@ -23,8 +23,13 @@ def _bytes_of(tensor: Tensor) -> np.ndarray:
     return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
 
 
-def snapshot(module: nn.Module, weights_id: WeightsId) -> WeightSnapshot:
-    """Copy the trainable parameters out, in the module's own order; bytes as they lie in memory."""
+def snapshot(module: nn.Module, weights_id: WeightsId, buffer: np.ndarray | None = None) -> WeightSnapshot:
+    """Copy the trainable parameters out, in the module's own order; bytes as they lie in memory.
+
+    Args:
+        buffer: that of an earlier snapshot of the module, which is overwritten; new memory when None. Where a snapshot
+            is copied on at once (into the object store), one buffer saves touching new pages every time.
+    """
     entries: list[ManifestEntry] = []
     offset = 0
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -33,7 +38,8 @@ def snapshot(module: nn.Module, weights_id: WeightsId) -> WeightSnapshot:
         dtype = str(parameter.dtype).removeprefix("torch.")
         entries.append(ManifestEntry(name, tuple(parameter.shape), dtype, offset, nbytes))
         offset += -(-nbytes // _ALIGN) * _ALIGN
-    buffer = np.zeros(offset, np.uint8)
+    if buffer is None or len(buffer) != offset:
+        buffer = np.zeros(offset, np.uint8)
     for entry, (_, parameter) in zip(entries, trainable, strict=True):
         buffer[entry.offset : entry.offset + entry.nbytes] = _bytes_of(parameter)
     return WeightSnapshot(weights_id, tuple(entries), buffer)
@@ -67,6 +73,14 @@ def load_snapshot(module: nn.Module, published: WeightSnapshot) -> None:
         for entry in published.manifest:
             if not entry.nbytes:
                 continue  # an empty array cannot be viewed as another dtype
-            target = own[entry.name]
-            raw = published.buffer[entry.offset : entry.offset + entry.nbytes].copy()
-            target.copy_(torch.from_numpy(raw).view(_TYPES[entry.dtype]).reshape(entry.shape))
+            raw = published.buffer[entry.offset : entry.offset + entry.nbytes]
+            _fill(own[entry.name], raw, _TYPES[entry.dtype])
+
+
+def _fill(target: Tensor, raw: np.ndarray, dtype: torch.dtype) -> None:
+    """Bytes into a parameter: in one copy where they lie in it as they come."""
+    if target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous():
+        np.copyto(target.detach().reshape(-1).view(torch.uint8).numpy(), raw)
+        return
+    # torch takes no array that may not be written to: this copy is its own
+    target.copy_(torch.from_numpy(raw.copy()).view(dtype).reshape(target.shape))

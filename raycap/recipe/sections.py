@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Metric = Literal["bleu", "rouge", "cider", "meteor", "spice", "clipscore", "refcompare"]
 """As `raycap.metrics.score.METRICS` has them: a wrong name is refused before a run and not at its end."""
+
+
+def _whole_above_1(gpus: float | None) -> float | None:
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise ValueError("a process gets a fraction of one GPU, or whole ones")
+    return gpus
+
+
+GPUs = Annotated[float | None, AfterValidator(_whole_above_1)]
 
 
 def _is_bool(value: Any) -> bool:
@@ -127,13 +136,26 @@ class VocabularyRecipe(Section):
     size: Positive = Field(4000, description="number of tokens (bpe)")
 
 
+class LoRARecipe(Section):
+    rank: Positive = Field(8, description="r: A is [r, inputs] and B [outputs, r], for each layer")
+    alpha: float = Field(16.0, gt=0, description="α: what is added to a layer is α/r · B A x")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the adapters' inputs while MLE trains")
+    targets: list[str] | None = Field(
+        None, min_length=1, description="names of the linear layers that get an adapter, such as q_proj, "
+        "self_attn.q_proj; all linear layers of the LM's blocks when null"
+    )  # fmt: skip
+
+
 class CaptionerRecipe(Section):
     lm: str | None = Field(None, description="pretrained causal LM by name or path; from scratch when null")
     lm_config: dict[str, Any] = Field(
         {"model_type": "gpt2", "n_embd": 192, "n_layer": 3, "n_head": 4},
         description="Hugging Face config of the LM from scratch",
     )
-    lm_tuning: Literal["full", "frozen"] = Field("full", description="what of the LM is trained")
+    lm_tuning: Literal["full", "lora", "frozen"] = Field(
+        "full", description="what of the LM is trained: all of it, adapters beside its layers (`lora`), nothing"
+    )
+    lora: LoRARecipe = Field(default_factory=lambda: LoRARecipe(), description="the adapters, for lm_tuning=lora")
     vocabulary: VocabularyRecipe = Field(
         default_factory=lambda: VocabularyRecipe(), description="of an LM from scratch"
     )
@@ -213,9 +235,7 @@ class RewardRecipe(Section):
     options: dict[str, Any] = Field({}, description="keyword arguments of the component")
     workers: Positive = Field(1, description="actors in its pool")
     num_cpus: float = Field(0.0, ge=0, description="of each actor")
-    num_gpus: float | None = Field(
-        None, ge=0, description="of each actor; a share for CLIP where there are GPUs when null"
-    )
+    num_gpus: GPUs = Field(None, ge=0, description="of each actor; a share for CLIP where there are GPUs when null")
 
 
 def looks_through_clip(name: str, reward: RewardRecipe) -> bool:
@@ -232,16 +252,29 @@ class SCSTRecipe(Learning):
     baseline: Literal["greedy", "leave_one_out", "mean"] = Field("greedy", description="what a reward is compared with")
     scaling: Literal["none", "group"] = Field("none", description="of the advantages, after the weighted sum")
     normalize: Literal["batch", "sequence", "token"] = Field("batch", description="what the loss is divided by")
+    objective: Literal["reinforce", "ppo"] = Field(
+        "reinforce", description="−A·log π, or PPO's −min(ρA, clip(ρ)A) with ρ = π over the policy that sampled"
+    )
+    ppo_clip: float = Field(0.2, gt=0, lt=1, description="ppo: ε, the ratio counts between 1 − ε and 1 + ε")
+    ppo_epochs: Positive = Field(1, description="ppo: times that a step's captions are gone through")
+    minibatches: Positive = Field(1, description="ppo: optimizer steps each time, each on its share of the images")
+    kl_weight: float = Field(0.0, ge=0, description="β of β·KL(policy ‖ the MLE policy), added to the loss")
+    entropy_weight: float = Field(0.0, ge=0, description="of the words' entropy, which is subtracted from the loss")
+    mle_weight: float = Field(
+        0.0, ge=0, description="of the cross-entropy on labelled images (mean a token), added to the loss"
+    )
+    mle_batch_size: Positive = Field(20, description="labelled images of it a step, one caption each")
     lr: float = Field(5e-5, gt=0, description="peak learning rate of Adam")
-    lr_floor: Share = Field(1.0, description="share of the peak that it falls to by the last step, linearly")
+    lr_schedule: Literal["linear", "cosine"] = Field("linear", description="how it falls to `lr_floor`")
+    lr_floor: Share = Field(1.0, description="share of the peak that it has fallen to by the last step; 1: it stays")
     warmup_steps: int = Field(0, ge=0, description="steps in which the learning rate rises from 0")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.0, ge=0, lt=1, description="decay a step of the averaged weights that are validated and kept")
     max_policy_lag: int = Field(
-        0, ge=0, le=1, description="0: synchronous; 1: prompts are generated one version behind"
+        0, ge=0, le=64, description="versions that captions may be behind; 0: synchronous, equal to one process"
     )
     importance: Literal["none", "token", "sequence"] = Field("token", description="weights of stale samples, lag > 0")
-    importance_cap: float = Field(2.0, gt=0, description="they are truncated here")
+    importance_cap: float = Field(2.0, ge=1, description="they are truncated here; 1: no sample counts more than once")
     select_every: Positive = Field(50, description="steps between two looks at `select`, each with a checkpoint")
     watch_looks: Positive = Field(
         3, description="looks at `select` over which the watch for exploited rewards compares"
@@ -265,19 +298,41 @@ class EvaluateRecipe(Section):
     report_images: int = Field(24, ge=0, description="pictures in the report")
 
 
+class LoggingRecipe(Section):
+    tensorboard: bool = Field(True, description="event files too, in STAGE/tensorboard")
+    mlflow: str | None = Field(None, description="tracking URI of MLflow (pip install mlflow)")
+    wandb: str | None = Field(None, description="project of Weights & Biases (pip install wandb)")
+
+
 class ClusterRecipe(Section):
     rollout_workers: Positive = Field(2, description="actors that generate")
     rollout_cpus: float = Field(0.5, ge=0, description="of each rollout worker")
-    rollout_gpus: float | None = Field(
+    rollout_gpus: GPUs = Field(
         None, ge=0, description="of each rollout worker (fractions share a GPU); an equal share when null; 0: CPU"
     )
     rollout_threads: Positive = Field(
         1, description="torch threads of a rollout worker, and of generation in one process"
     )
     learner_workers: Positive = Field(1, description="ranks of the learner")
+    learner_sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp: each rank keeps a share of parameters, gradients and optimizer (2 ranks or more; "
+        "one is refused); none: all of them"
+    )  # fmt: skip
     learner_cpus: float = Field(0.5, gt=0, description="of each rank")
-    learner_gpus: float | None = Field(None, ge=0, description="of each rank; an equal share when null; 0: CPU")
+    learner_gpus: GPUs = Field(
+        None, ge=0, description="of each rank; when null an equal share, of several ranks a whole one; 0: CPU"
+    )
     learner_threads: Positive = Field(2, description="torch threads of a rank, and of learning in one process")
+    collocated: bool = Field(
+        False, description="one GPU shared by turns: everybody gets an equal fraction of it, and gives memory back "
+        "while others have their turn; needs scst.max_policy_lag=0"
+    )  # fmt: skip
+    placement: Literal["PACK", "SPREAD"] = Field(
+        "PACK", description="of rollout and reward actors: on few nodes, or evenly over all of them"
+    )
+    autoscaling: bool = Field(
+        False, description="nodes may still come: what does not fit is waited for, instead of refused at the start"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of products; bfloat16 is used where a measurement at the start says that it is faster"
     )
@@ -285,6 +340,21 @@ class ClusterRecipe(Section):
         False, description="the LM's blocks compute their activations again instead of keeping them: less memory, "
         "more time"
     )  # fmt: skip
-    lease_timeout_s: float = Field(600.0, gt=0, description="a lease that takes longer is given to another worker")
+    lease_timeout_s: float = Field(
+        600.0, gt=0, description="a lease that is generated for longer, or of which nothing is heard for so long, is "
+        "given to another worker; one that waits for rewards is heard of every 5 seconds"
+    )  # fmt: skip
+    leases_ahead: Positive = Field(
+        2, description="leases of a rollout worker whose rewards may be out while it generates another"
+    )
+    stall_timeout_s: float = Field(
+        1800.0, gt=0, description="a run in which nothing moves for so long fails, and says who waits for whom"
+    )
+    reward_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="a component that takes longer for a batch is stuck: its actor is started again, the "
+        "second time the run fails",
+    )
     max_failures: int = Field(2, ge=0, description="restarts of the learner's worker group")
     quarantine_after: Positive = Field(3, description="a lease that killed this many workers is set aside")

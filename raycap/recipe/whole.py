@@ -14,6 +14,7 @@ from raycap.recipe.sections import (
     DataRecipe,
     EvaluateRecipe,
     FeaturesRecipe,
+    LoggingRecipe,
     MLEContinuedRecipe,
     MLERecipe,
     RewardRecipe,
@@ -55,12 +56,11 @@ class Recipe(Section):
     scst: SCSTRecipe = Field(default_factory=lambda: SCSTRecipe(), description="self-critical sequence training")
     rewards: dict[str, RewardRecipe] = Field({"cider": RewardRecipe()}, description="components by name")
     evaluate: EvaluateRecipe = Field(default_factory=lambda: EvaluateRecipe(), description="metrics and report")
+    logging: LoggingRecipe = Field(default_factory=lambda: LoggingRecipe(), description="where else the log goes")
     cluster: ClusterRecipe = Field(default_factory=lambda: ClusterRecipe(), description="actors and their resources")
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.scst.baseline == "leave_one_out" and self.scst.num_samples < 2:
-            raise ValueError("scst.baseline = 'leave_one_out' needs scst.num_samples of 2 or more")
         if self.data.num_labeled is not None and self.data.labeled_fraction is not None:
             raise ValueError("data.num_labeled and data.labeled_fraction are both set: keep one")
         if self.clip.reward is not None and self.clip.reward == self.clip.judge:
@@ -90,6 +90,17 @@ class Recipe(Section):
                 f"cluster.learner_workers = {self.cluster.learner_workers}, but a step has {leases} leases "
                 "(scst.batch_size / scst.lease_size): each rank needs one; lower scst.lease_size"
             )
+        if self.cluster.learner_sharding == "fsdp" and self.cluster.learner_workers == 1:
+            raise ValueError(
+                "cluster.learner_sharding = 'fsdp' shares the captioner out among ranks, but "
+                "cluster.learner_workers = 1: raise it, or set learner_sharding to none (checkpoints fit either)"
+            )
+        if self.cluster.learner_workers > 1 and 0 < (self.cluster.learner_gpus or 0) < 1:
+            raise ValueError(
+                f"cluster.learner_gpus = {self.cluster.learner_gpus:g}, but cluster.learner_workers = "
+                f"{self.cluster.learner_workers}: NCCL takes no two ranks on one GPU; give each a whole one "
+                "(cluster.learner_gpus=1, or null), or 0 for the CPU"
+            )
         for name in THROUGH_CLIP:
             if name in self.rewards and not self.rewards[name].source and self.clip.reward is None:
                 raise ValueError(f"rewards.{name} needs clip.reward")
@@ -106,6 +117,56 @@ class Recipe(Section):
             raise ValueError(
                 f"features.views = {self.features.views}, but no stage looks at them: set features.views=0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Recipe:
+        """Values of SCST that would be ignored, or teach nothing, beside others."""
+        scst = self.scst
+        for name in ("ppo_epochs", "minibatches"):
+            if getattr(scst, name) > 1 and scst.objective != "ppo":
+                raise ValueError(
+                    f"scst.{name} = {getattr(scst, name)}: only scst.objective = 'ppo' may go through captions again"
+                )
+        if scst.objective == "ppo" and scst.importance != "token":
+            raise ValueError(
+                f"scst.importance = {scst.importance!r}: the ratio of scst.objective = 'ppo' is its own weight"
+            )
+        if scst.minibatches > scst.batch_size:
+            raise ValueError(f"scst.minibatches = {scst.minibatches}, but a step has {scst.batch_size} images")
+        if scst.lr_schedule == "cosine" and scst.lr_floor == 1:
+            raise ValueError("scst.lr_schedule = 'cosine' does not fall with scst.lr_floor = 1: lower it, to 0.05 say")
+        if scst.baseline != "greedy" and scst.num_samples < 2:
+            raise ValueError(
+                f"scst.baseline = {scst.baseline!r} needs scst.num_samples of 2 or more, and it is {scst.num_samples}"
+            )
+        if scst.scaling == "group" and scst.baseline == "greedy":
+            raise ValueError(
+                "scst.scaling = 'group' needs scst.baseline = 'mean' or 'leave_one_out': against the greedy caption, "
+                "samples that score alike would be divided by nothing"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_collocated(self) -> Recipe:
+        """Who shares one GPU by turns cannot work while another one does, nor have more of it than others."""
+        cluster = self.cluster
+        if not cluster.collocated:
+            return self
+        if self.scst.max_policy_lag:
+            raise ValueError(
+                f"cluster.collocated needs scst.max_policy_lag = 0, and it is {self.scst.max_policy_lag}: ahead of the "
+                "learner nobody has a turn"
+            )
+        if cluster.learner_workers > 1:
+            raise ValueError(
+                f"cluster.learner_workers = {cluster.learner_workers}, but cluster.collocated is for one GPU"
+            )
+        given = {"cluster.rollout_gpus": cluster.rollout_gpus, "cluster.learner_gpus": cluster.learner_gpus}
+        given |= {f"rewards.{name}.num_gpus": reward.num_gpus for name, reward in self.rewards.items()}
+        for key, gpus in given.items():
+            if gpus:
+                raise ValueError(f"{key} = {gpus:g}: cluster.collocated gives equal fractions; null or 0 (CPU)")
         return self
 
     @model_validator(mode="after")

@@ -64,13 +64,14 @@ class HackingWatch:
         return [_sentence(*found[key], then, now, self.window) for key in fresh]
 
     def state_dict(self) -> dict[str, Any]:
-        """Taken right after a look, when nothing is summed up yet."""
         return {"looks": [dict(look) for look in self._looks], "said": sorted(self._said), "idle": sorted(self._idle),
-                "first_length": self._first_length}  # fmt: skip
+                "first_length": self._first_length, "sums": dict(self._sums), "counts": dict(self._counts)}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._looks, self._said = [dict(look) for look in state["looks"]], set(state["said"])
         self._idle = set(state["idle"])
+        # states of raycap before it stopped between two looks have none
+        self._sums, self._counts = dict(state.get("sums", {})), dict(state.get("counts", {}))
         # states of raycap before this figure was kept: the oldest look that they know
         oldest = self._looks[0].get(LENGTH) if self._looks else None
         self._first_length = state.get("first_length", oldest)

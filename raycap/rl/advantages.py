@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raycap.errors import RecipeError
 from raycap.types import Bool, ComponentScores, Float32
@@ -81,7 +82,8 @@ def combine(
 
     A component with a NaN for any caption of an image (the greedy one included) is taken out for all captions of that
     image; the other components are not rescaled. `scaling="group"` divides an image's advantages by their standard
-    deviation over its K samples plus 1e-6 (GRPO, Shao et al. 2024, section 4.1.2, without a second centring).
+    deviation over its K samples (GRPO, Shao et al. 2024, section 4.1.2, without a second centring); where they are
+    equal but for rounding, they are 0. An image whose components all have weight 0 is not learned from.
 
     Args:
         scores: rewards by component, each float32 [B, K] and [B].
@@ -90,15 +92,20 @@ def combine(
         scaling: `none` or `group`.
 
     Raises:
-        RecipeError: no component, an unknown scaling, or what `baseline_of` refuses.
+        RecipeError: no component, an unknown scaling, group scaling of what is not centred (the greedy baseline: K
+            samples that score alike would be divided by nothing), or what `baseline_of` refuses.
     """
     if not scores:
         raise RecipeError("no reward component", key="rewards", remedy="name at least one, such as cider")
     if scaling not in SCALINGS:
         raise RecipeError(f"expected one of {', '.join(SCALINGS)}", key="scst.scaling", value=scaling)
+    if scaling == "group" and baseline == "greedy":
+        raise RecipeError("needs a baseline from the samples themselves", key="scst.scaling", value=scaling,
+                          remedy="set scst.baseline=mean or leave_one_out, or scst.scaling=none")  # fmt: skip
     shape = next(iter(scores.values())).rewards.shape
     total = np.zeros(shape, np.float32)
     kept = np.zeros(shape[0], bool)
+    size = np.zeros(shape[0], np.float32)
     magnitudes: dict[str, float] = {}
     applied: dict[str, int] = {}
     for name, score in scores.items():
@@ -108,9 +115,25 @@ def combine(
         part = np.float32(weights[name]) * (rewards - baseline_of(baseline, rewards, greedy))
         part = np.where(applies[:, None], part, np.float32(0)).astype(np.float32)
         total += part
-        kept |= applies
+        size += np.abs(np.float32(weights[name]) * rewards).max(axis=1)
+        if weights[name]:
+            kept |= applies
         magnitudes[name] = float(np.abs(part).sum(dtype=np.float64))
         applied[name] = int(applies.sum())
     if scaling == "group":
-        total = total / (total.std(axis=1, keepdims=True) + np.float32(1e-6))
-    return Advantages(values=total.astype(np.float32), kept=kept, magnitudes=magnitudes, applied=applied)
+        total = _scaled(total, size)
+    return Advantages(values=total, kept=kept, magnitudes=magnitudes, applied=applied)
+
+
+_ROUNDING = 1e-5  # of the largest reward's size: what float32 leaves of rewards that are equal
+
+
+def _scaled(values: Float32, size: NDArray[np.float32]) -> Float32:
+    """Advantages [B, K] over their standard deviation by image; 0 where they differ by no more than rounding does.
+
+    Args:
+        size: float32 [B], of the rewards that they are differences of.
+    """
+    spread = values.astype(np.float64).std(axis=1, keepdims=True)
+    tied = spread <= _ROUNDING * size[:, None]
+    return np.where(tied, 0.0, values / np.where(tied, 1.0, spread)).astype(np.float32)

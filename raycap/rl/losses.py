@@ -101,12 +101,85 @@ def importance_weights(
     Raises:
         RecipeError: unknown `level`.
     """
-    gap = torch.where(loss_mask > 0, logprobs.detach() - behavior_logprobs, torch.zeros_like(behavior_logprobs))
+    gap = _gap(logprobs.detach(), behavior_logprobs, loss_mask)
     if level == "sequence":
         gap = gap.sum(dim=1, keepdim=True)
     elif level != "token":
         raise RecipeError("expected token or sequence", key="scst.importance", value=level)
     return gap.exp().clamp(max=cap)
+
+
+def clipped_loss(
+    logprobs: Tensor,
+    behavior_logprobs: Tensor,
+    loss_mask: Tensor,
+    advantages: Tensor,
+    *,
+    clip: float,
+    normalize: str = "batch",
+    denominator: float | None = None,
+) -> Tensor:
+    """PPO's clipped objective, −min(ρA, clip(ρ, 1 − ε, 1 + ε)A), ρ = π/μ token by token (Schulman et al. 2017, eq. 7).
+
+    Args:
+        logprobs: float32 [N, T], of the sampled tokens under the policy now, with gradient.
+        behavior_logprobs: float32 [N, T], under the policy that sampled, whatever its version: the ratio is the
+            importance weight too.
+        loss_mask: float32 [N, T].
+        advantages: float32 [N] or [B, K] with N = B·K.
+        clip: ε.
+        normalize, denominator: see `policy_gradient_loss`.
+
+    Raises:
+        RecipeError: unknown `normalize`.
+    """
+    ratio = _gap(logprobs, behavior_logprobs, loss_mask).exp()
+    weight = advantages.detach().reshape(-1, 1)
+    per_token = -torch.minimum(ratio * weight, ratio.clamp(1 - clip, 1 + clip) * weight)
+    if denominator is None:
+        denominator = denominator_of(normalize, loss_mask)
+    return reduce_tokens(per_token, loss_mask, normalize=normalize, denominator=denominator)
+
+
+def kl_penalty(
+    logprobs: Tensor,
+    reference_logprobs: Tensor,
+    loss_mask: Tensor,
+    *,
+    normalize: str = "batch",
+    denominator: float | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """½ (log π/reference)² of the sampled tokens (Schulman 2020, estimator k2). On samples of π its gradient is that of
+    KL(π ‖ reference), token by token; on those of another policy with importance weights. (The gradient of k3, which
+    GRPO's loss holds, is that of KL(reference ‖ π).)
+
+    Args:
+        logprobs: float32 [N, T], under the policy now, with gradient.
+        reference_logprobs: float32 [N, T], under the frozen policy, at the same temperature.
+        loss_mask: float32 [N, T].
+        normalize, denominator, weights: see `policy_gradient_loss`.
+    """
+    per_token = 0.5 * _gap(logprobs, reference_logprobs.detach(), loss_mask) ** 2
+    if weights is not None:
+        per_token = per_token * weights.detach()
+    if denominator is None:
+        denominator = denominator_of(normalize, loss_mask)
+    return reduce_tokens(per_token, loss_mask, normalize=normalize, denominator=denominator)
+
+
+def kl_sum(logprobs: Tensor, reference_logprobs: Tensor, loss_mask: Tensor) -> float:
+    """KL(π ‖ reference) summed over the sampled tokens, estimator r − 1 − log r with r = reference/π (Schulman 2020,
+    k3), in nats: to look at, never negative."""
+    gap = _gap(reference_logprobs, logprobs.detach(), loss_mask).double()
+    return float(((gap.exp() - 1 - gap) * loss_mask).sum())
+
+
+def _gap(logprobs: Tensor, other: Tensor, loss_mask: Tensor) -> Tensor:
+    """log π/μ inside the mask, 0 outside, where a NaN of either reaches nothing."""
+    inside = loss_mask > 0
+    nothing = torch.zeros_like(logprobs)
+    return torch.where(inside, logprobs, nothing) - torch.where(inside, other, nothing)
 
 
 def cross_entropy(logprobs: Tensor, loss_mask: Tensor, *, denominator: float | None = None) -> Tensor:

@@ -18,8 +18,9 @@ from raycap.metrics.retrieval import self_retrieval
 from raycap.models.checkpoint import write_folder
 from raycap.models.clip import Clip, fill_clip, new_clip
 from raycap.recipe import ClipModelRecipe, ClipTrainRecipe
-from raycap.train.optimizing import set_lr, warmup_cosine
+from raycap.train.optimizing import set_lr
 from raycap.train.prompts import permutation
+from raycap.train.schedules import warmup_cosine
 from raycap.train.seeding import INIT, seed_torch
 
 

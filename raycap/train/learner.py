@@ -5,41 +5,47 @@ loop and, unchanged, by the Ray Train job.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from raycap.data.features import FeatureStore
-from raycap.models.accumulate import in_place
-from raycap.models.precision import computing_in
+from raycap.errors import RecipeError
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.weights import snapshot
 from raycap.recipe import SCSTRecipe
 from raycap.rewards.mix import Mix
-from raycap.rl.advantages import Advantages, combine, shares_of
-from raycap.rl.diagnostics import ratio_diagnostics
-from raycap.rl.losses import denominator_of, importance_weights, policy_gradient_loss
-from raycap.train.optimizing import Alone, Average, Group, clip_gradients, micro_batches, set_lr, warmup_linear
-from raycap.train.views import training_views
-from raycap.types import Lease, Rollouts, WeightsId, WeightSnapshot
+from raycap.rl.advantages import combine
+from raycap.train.descent import Descent
+from raycap.train.group import Alone, Group, of_first
+from raycap.train.labelled import LabelledSet
+from raycap.train.lease_batch import LeaseBatch
+from raycap.train.objective import minibatches
+from raycap.train.optimizing import Average, set_lr
+from raycap.train.reference import Reference
+from raycap.train.schedules import scst_factor
+from raycap.train.standing import Standing
+from raycap.train.step_figures import Sums, lease_figures, loss_figures, reward_figures
+from raycap.train.turns import Turns
+from raycap.types import Rollouts, WeightsId, WeightSnapshot
 
 
 class Learner:
     """Owns the policy and its optimizer.
 
-    Dropout is off in the whole RL stage. A step's loss is worked through lease by lease and normalised over the whole
-    step, so its gradient does not depend on how the step is cut.
+    The policy that `kl_weight` holds it to is the captioner as it is handed in: before a checkpoint is loaded.
+    Dropout is off in the whole RL stage.
 
     Args:
-        captioner: the policy, trained in place.
+        captioner: the policy, trained in place; whole, until the group holds it as it does.
         weights: of the reward components, constant or a `Mix`.
         group: the ranks that learn together; each `update` gets this rank's leases.
         seed: of the run: the captioner sees the views that generated the captions.
         precision: of products; parameters, sums and the optimizer are float32.
+        labelled: captions for `mle_weight`.
+
+    Raises:
+        RecipeError: `mle_weight` without `labelled`.
     """
 
     def __init__(
@@ -52,57 +58,76 @@ class Learner:
         *,
         seed: int = 0,
         precision: torch.dtype = torch.float32,
+        labelled: LabelledSet | None = None,
     ) -> None:
-        self.seed, self.precision = seed, precision
-        self.captioner, self.features, self.recipe = captioner.eval(), features, recipe
+        if recipe.mle_weight and labelled is None:
+            raise RecipeError("needs labelled images", key="scst.mle_weight", value=recipe.mle_weight,
+                              remedy="set it to 0 where there are none")  # fmt: skip
+        self.captioner, self.features, self.recipe, self.seed = captioner.eval(), features, recipe, seed
+        self.group = group = group or Alone()
+        self.reference = (
+            Reference(captioner, features, recipe, group, seed=seed, precision=precision) if recipe.kl_weight else None
+        )
+        shown = group.shown(captioner)
+        group.hold(captioner)
         self.mix = weights if isinstance(weights, Mix) else Mix.constant(weights)
-        self.group = group or Alone()
         self.step, self.incarnation = 0, 0
-        self.parameters = [p for p in captioner.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+        self.published: WeightSnapshot | None = None
+        trainable = [p for p in captioner.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(trainable, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+        self.descent = Descent(captioner, features, recipe, group, self.optimizer, labelled=labelled, seed=seed,
+                               precision=precision)  # fmt: skip
         self.average = Average(captioner, recipe.ema)
+        self.standing = Standing(captioner, shown, self.optimizer, self.average)
 
     @property
     def weights_id(self) -> WeightsId:
         """Identity of the policy now, which generates step `self.step` at lag 0."""
         return WeightsId(self.incarnation, self.step)
 
-    def publish(self) -> WeightSnapshot:
-        """A copy of the policy now."""
-        return snapshot(self.captioner, self.weights_id)
+    @property
+    def due(self) -> bool:
+        """Whether a look at `select` and a checkpoint follow the step that was just done."""
+        return self.step % self.recipe.select_every == 0 or self.step == self.recipe.steps
+
+    def turns(self, *, shared: bool) -> Turns:
+        """This learner's turns on its GPU, which others share or not."""
+        still = [] if self.reference is None else self.reference.own
+        return Turns(self.optimizer, self.average.tensors, still, shared=shared)
+
+    def publish(self, into: WeightSnapshot | None = None) -> WeightSnapshot:
+        """A copy of the policy now; in the memory of an earlier one that nobody needs any more, when given."""
+        return snapshot(self.standing.captioner, self.weights_id, None if into is None else into.buffer)
 
     def update(self, rollouts: Sequence[Rollouts]) -> dict[str, Any]:
-        """One optimizer step on this rank's leases of a step; what was measured.
+        """Learn from this rank's leases of a step: one optimizer step, or several where PPO goes through them again.
+
+        Returns:
+            What was measured, over all ranks.
 
         Raises:
-            WorkFailed: the gradient is not finite; nothing was changed.
+            WorkFailed: a gradient is not finite; the weights are those before it.
         """
-        recipe = self.recipe
+        recipe, device = self.recipe, self.descent.parameters[0].device
         weights = self._weights()
         mixed = [combine(r.scores, weights, baseline=recipe.baseline, scaling=recipe.scaling) for r in rollouts]
-        batches = [self._batch(r, a) for r, a in zip(rollouts, mixed, strict=True)]
-        counts = [denominator_of(recipe.normalize, mask) for _, mask, _, _ in batches]
-        denominator = self.group.sum_values([sum(counts)])[0]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, diagnostics = 0.0, []
-        for rollout, mix, batch in zip(rollouts, mixed, batches, strict=True):
-            if not len(batch[0]):
-                continue
-            seen = seen_by(self.captioner, self.features, rollout.lease, recipe, seed=self.seed, kept=mix.kept)
-            loss, logprobs = self._accumulate(seen, batch, denominator)
-            loss_sum += loss
-            _, mask, behavior, _ = batch
-            diagnostics.append(ratio_diagnostics(logprobs, behavior, mask))
-        self.group.sum_gradients(self.parameters)
-        norm = self._apply()
+        leases = [LeaseBatch.of(r, advantages, device) for r, advantages in zip(rollouts, mixed, strict=True)]
+        if self.reference is not None:
+            self.reference.score(leases)
+        places = [lease.places(recipe.lease_size) for lease in leases]
+        sums = Sums()
+        set_lr(self.optimizer, recipe.lr * scst_factor(recipe, self.step))
+        for number, chosen in enumerate(minibatches(places, recipe, seed=self.seed, step=self.step)):
+            sums.add(self.descent(leases, chosen, step=self.step, number=number))
+        self.average.update()
+        self.step += 1
+        self.standing.collect(state=self.due)
         return {
-            "pg_loss": self.group.sum_values([loss_sum])[0],
-            "grad_norm": norm,
+            **loss_figures(sums, recipe, self.group),
             "lr": self.optimizer.param_groups[0]["lr"],
-            **_mean_of(diagnostics),
-            **_reward_figures(rollouts, mixed, self.mix.names, self.group),
+            **reward_figures(rollouts, mixed, self.mix.names, self.group),
             **{f"reward/{name}/weight": weight for name, weight in weights.items()},
-            "rollouts": digest(rollouts),
+            **lease_figures(rollouts, [lease.ratio for lease in leases], self.group),
         }
 
     def _weights(self) -> dict[str, float]:
@@ -113,144 +138,4 @@ class Learner:
         mine = self.mix.at(self.step + 1)
         if not self.mix.has_state:
             return mine
-        values = self.group.sum_values(list(mine.values()) if self.group.rank == 0 else [0.0] * len(mine))
-        return dict(zip(mine, values, strict=True))
-
-    def _batch(self, rollout: Rollouts, advantages: Advantages) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens, loss mask, behavior log-probabilities and advantages of the images that some component applies to."""
-        device = self.parameters[0].device
-        generation, images = rollout.generation, len(rollout.lease.prompts)
-        rows = np.repeat(advantages.kept, generation.num_samples)
-        width = generation.tokens.shape[1]
-        mask = (np.arange(width)[None] < generation.lengths[:, None]).astype(np.float32)
-        values = advantages.values.reshape(images * generation.num_samples)
-        arrays = (generation.tokens, mask, generation.behavior_logprobs, values)
-        return tuple(torch.from_numpy(a[rows]).clone().to(device) for a in arrays)  # type: ignore[return-value]
-
-    def _accumulate(
-        self, seen: Tensor, batch: tuple[Tensor, Tensor, Tensor, Tensor], denominator: float
-    ) -> tuple[float, Tensor]:
-        """Gradients of a lease, a few images at a time: the memory is that of `micro_batch` captions, whatever the
-        lease has, or of one image's K where these are more.
-
-        Returns:
-            The lease's loss, and its log-probabilities [N, T], without gradient.
-        """
-        loss_sum, logprobs = 0.0, []
-        for images, rows in micro_batches(len(seen), self.recipe.num_samples, self.recipe.micro_batch):
-            tokens, mask, behavior, advantages = (part[rows] for part in batch)
-            loss, scored = self._loss(seen[images], tokens, mask, behavior, advantages, denominator)
-            with in_place():
-                loss.backward()
-            loss_sum += float(loss.detach())
-            logprobs.append(scored.detach())
-        return loss_sum, torch.cat(logprobs)
-
-    def _loss(
-        self,
-        seen: Tensor,
-        tokens: Tensor,
-        mask: Tensor,
-        behavior: Tensor,
-        advantages: Tensor,
-        denominator: float,
-    ) -> tuple[Tensor, Tensor]:
-        recipe = self.recipe
-        with computing_in(self.precision, tokens.device):
-            conditioning = self.captioner.encode(seen)
-            logprobs = self.captioner.score(conditioning, tokens, mask, temperature=recipe.temperature)
-        weights = None
-        if recipe.max_policy_lag > 0 and recipe.importance != "none":
-            weights = importance_weights(logprobs, behavior, mask, level=recipe.importance, cap=recipe.importance_cap)
-        loss = policy_gradient_loss(
-            logprobs, mask, advantages, normalize=recipe.normalize, denominator=denominator, weights=weights
-        )
-        return loss, logprobs
-
-    def _apply(self) -> float:
-        recipe = self.recipe
-        norm = clip_gradients(self.parameters, recipe.grad_clip, step=self.step, remedy="lower scst.lr")
-        factor = warmup_linear(self.step, warmup=recipe.warmup_steps, total=recipe.steps, floor=recipe.lr_floor)
-        set_lr(self.optimizer, recipe.lr * factor)
-        self.optimizer.step()
-        self.average.update()
-        self.step += 1
-        return norm
-
-
-def digest(rollouts: Sequence[Rollouts]) -> str:
-    """Of all captions and rewards of some leases, samples and greedy: equal digests mean equal rollouts, bit by bit."""
-    found = blake2b(digest_size=8)
-    for rollout in rollouts:
-        generation = rollout.generation
-        found.update(f"{rollout.lease.step} {rollout.lease.number} {generation.greedy_captions}".encode())
-        arrays: list[NDArray[Any]] = [generation.tokens, generation.lengths]
-        for name in sorted(rollout.scores):
-            arrays += [rollout.scores[name].rewards, rollout.scores[name].greedy_rewards]
-        for array in arrays:
-            found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
-
-
-def _mean_of(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    if not records:
-        return {}
-    out = {name: sum(r[name] for r in records) / len(records) for name in records[0]}
-    out["ratio_max_error"] = max(r["ratio_max_error"] for r in records)
-    return out
-
-
-def _reward_figures(
-    rollouts: Sequence[Rollouts], mixed: Sequence[Advantages], names: Sequence[str], group: Group
-) -> dict[str, Any]:
-    """Means, spreads and shares by component over all ranks; sampled beside greedy, from step 0 on.
-
-    A component that applies to no image of this step has no mean: a number there would look like a reward.
-    """
-    sums: dict[str, float] = {"leases": float(len(rollouts))}
-    for name in names:
-        sampled = _present([r.scores[name].rewards for r in rollouts])
-        greedy = _present([r.scores[name].greedy_rewards for r in rollouts])
-        sums |= {f"{name} sampled": sampled.sum(), f"{name} squares": (sampled**2).sum(), f"{name} n": sampled.size,
-                 f"{name} greedy": greedy.sum(), f"{name} greedy n": greedy.size,
-                 f"{name} magnitude": sum(a.magnitudes[name] for a in mixed),
-                 f"{name} images": sum(a.applied[name] for a in mixed)}  # fmt: skip
-    lengths = _present([r.generation.lengths for r in rollouts])
-    sums |= {"length": lengths.sum(), "rows": lengths.size,
-             "finished": _present([r.generation.finished for r in rollouts]).sum(),
-             "left": sum(int((~a.kept).sum()) for a in mixed)}  # fmt: skip
-    total = dict(zip(sums, group.sum_values([float(value) for value in sums.values()]), strict=True))
-    out: dict[str, Any] = {}
-    shares = shares_of({name: total[f"{name} magnitude"] for name in names})
-    for name in names if total["leases"] else ():
-        out[f"reward/{name}/share"] = shares[name]
-        out[f"reward/{name}/images"] = int(total[f"{name} images"])
-        if total[f"{name} images"]:
-            mean = total[f"{name} sampled"] / total[f"{name} n"]
-            out[f"reward/{name}/sampled"] = mean
-            out[f"reward/{name}/spread"] = max(0.0, total[f"{name} squares"] / total[f"{name} n"] - mean**2) ** 0.5
-            out[f"reward/{name}/greedy"] = total[f"{name} greedy"] / total[f"{name} greedy n"]
-    out["images_without_reward"] = int(total["left"])
-    if total["rows"]:
-        out["length"], out["finished_share"] = total["length"] / total["rows"], total["finished"] / total["rows"]
-    return out
-
-
-def _present(arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-    """All values that are numbers, float64 [n]; a component's None is NaN."""
-    flat = np.concatenate([a.reshape(-1) for a in arrays]).astype(np.float64) if arrays else np.zeros(0)
-    return flat[~np.isnan(flat)]
-
-
-def seen_by(
-    captioner: PrefixCaptioner, features: FeatureStore, lease: Lease, recipe: SCSTRecipe, *, seed: int,
-    kept: NDArray[np.bool_] | None = None,
-) -> Tensor:  # fmt: skip
-    """Features of a lease's images in the views of its step: the same when captions are generated and when learned.
-
-    Args:
-        kept: bool [B], the images that are wanted; all when None.
-    """
-    prompts = [p for index, p in enumerate(lease.prompts) if kept is None or kept[index]]
-    return training_views(captioner, features, [p.image_id for p in prompts], recipe, seed=seed, step=lease.step,
-                          positions=[p.position for p in prompts])  # fmt: skip
+        return dict(zip(mine, of_first(self.group, list(mine.values())), strict=True))

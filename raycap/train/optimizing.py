@@ -1,58 +1,15 @@
-"""What every loop needs around a gradient: the learning rate of a step, averaged weights, gradients over ranks."""
+"""What every loop needs around a gradient: batches in pieces, the optimizer, a limit for the norm, averaged weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from raycap.errors import WorkFailed
-
-
-class Group(Protocol):
-    """The ranks that learn together. `sum_gradients` adds up in a fixed order, so a run repeats itself."""
-
-    rank: int
-    size: int
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None: ...
-    def sum_values(self, values: list[float]) -> list[float]: ...
-    def gather_texts(self, text: str) -> list[str]: ...
-
-
-class Alone:
-    """One process, one rank."""
-
-    rank, size = 0, 1
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Nothing to add."""
-
-    def sum_values(self, values: list[float]) -> list[float]:
-        return values
-
-    def gather_texts(self, text: str) -> list[str]:
-        return [text]
-
-
-def warmup_cosine(step: int, *, warmup: int, total: int, floor: float) -> float:
-    """Factor of the peak learning rate: linear from 0 over `warmup` steps, then a cosine down to `floor` at `total`."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def warmup_linear(step: int, *, warmup: int, total: int, floor: float) -> float:
-    """Factor of the peak learning rate: linear up over `warmup` steps, then linear down to `floor` at `total`."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 1 - (1 - floor) * progress
+from raycap.train.shards import put, whole
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -84,12 +41,12 @@ def adamw(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.A
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, *, step: int, remedy: str) -> float:
-    """Scale gradients down to a norm of `limit`; the norm before.
+    """Scale gradients down to a norm of `limit`; the norm before. Of sharded ones it is that of all shards together.
 
     Raises:
         WorkFailed: it is not finite. A step with it would make every weight NaN.
     """
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
     if not bool(torch.isfinite(norm)):
         raise WorkFailed(f"the gradient of step {step} is not finite", key="grad_norm", value=float(norm),
                          remedy=f"the last checkpoint is unharmed; {remedy}")  # fmt: skip
@@ -106,6 +63,11 @@ class Average:
         self.decay, self.count = decay, 0
         self._live: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         self._mean = [p.detach().clone() for p in self._live] if decay else []
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The averages, of each trainable parameter in turn; empty without any. They may be moved."""
+        return self._mean
 
     @torch.no_grad()
     def update(self) -> None:
@@ -139,4 +101,4 @@ class Average:
     def load_state_dict(self, state: dict[str, object]) -> None:
         self.count = int(state["count"])  # type: ignore[call-overload]
         for mine, other in zip(self._mean, state["mean"], strict=True):  # type: ignore[call-overload]
-            mine.copy_(other)
+            put(mine, other)

@@ -37,6 +37,8 @@ class Progress:
         now = time.monotonic()
         if self._marks and done == self._marks[-1][1]:  # asked again before anything moved
             return
+        if self._marks and done < self._marks[-1][1]:  # it began again at a checkpoint
+            self._marks.clear()
         self._marks.append((now, done))
         if now - self._printed < self.every_s and done < total:
             return

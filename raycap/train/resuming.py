@@ -6,11 +6,14 @@ from typing import Any, Protocol
 
 import torch
 
-from raycap.errors import CheckpointError
-from raycap.models.checkpoint import load_captioner
+from raycap.errors import RaycapError
+from raycap.models.checkpoint import stored_weights
 from raycap.models.prefix import PrefixCaptioner
+from raycap.train.group import Group, together
 from raycap.train.journal import Journal
-from raycap.train.optimizing import Average, Group
+from raycap.train.optimizing import Average
+from raycap.train.shards import load_optimizer, put
+from raycap.train.standing import Standing
 
 
 class Stateful(Protocol):
@@ -20,44 +23,40 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> None: ...
 
 
-def training_state(
-    optimizer: torch.optim.Optimizer, average: Average, looks: Stateful, seconds: float
-) -> dict[str, Any]:
+def training_state(standing: Standing, looks: Stateful, seconds: float) -> dict[str, Any]:
     """Optimizer, averaged weights, what the looks left, seconds so far. Order and randomness hang on the step alone."""
-    return {
-        "optimizer": optimizer.state_dict(),
-        "average": average.state_dict(),
-        "looks": looks.state_dict(),
-        "seconds": seconds,
-    }
+    return {**standing.state_dict(), "looks": looks.state_dict(), "seconds": seconds}
 
 
 def load_training_state(
-    journal: Journal, captioner: PrefixCaptioner, optimizer: torch.optim.Optimizer, average: Average, looks: Stateful
-) -> tuple[int, float]:
-    """Go on from the journal's newest checkpoint when there is one: (steps done, seconds spent)."""
-    found = journal.restore()
-    if found is None:
+    journal: Journal, captioner: PrefixCaptioner, optimizer: torch.optim.Optimizer, average: Average, looks: Stateful,
+    group: Group,
+) -> tuple[int, float]:  # fmt: skip
+    """Go on from the journal's newest checkpoint when there is one: (steps done, seconds spent).
+
+    Rank 0 finds it, and mends what a crash left; the others take the same one. Checkpoints are whole: ranks that hold
+    shards take theirs from it.
+
+    Raises:
+        RaycapError: on all ranks, when rank 0's journal raised it.
+        CheckpointError: its captioner does not fit.
+        OSError: the storage does not answer.
+    """
+    found, error = None, None
+    if group.rank == 0:
+        try:
+            found = journal.restore()
+        except RaycapError as raised:
+            error = raised
+    together(group, error)
+    name = group.gather_texts(found[0].name if found else "")[0]
+    if not name:
         return 0, 0.0
-    folder, state = found
-    stored = load_captioner(folder).state_dict()
+    folder, state = found or journal.checkpoint(name)
     own = captioner.state_dict()
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(stored[name])
-    optimizer.load_state_dict(state["optimizer"])
+    for key, value in stored_weights(folder, captioner).items():
+        put(own[key], value)
+    load_optimizer(optimizer, state["optimizer"])
     average.load_state_dict(state["average"])
     looks.load_state_dict(state["looks"])
     return int(state["step"]), float(state["seconds"])
-
-
-def same_step(group: Group, step: int) -> None:
-    """All ranks must go on from one checkpoint.
-
-    Raises:
-        CheckpointError: in every rank, when one of them found another newest checkpoint than rank 0.
-    """
-    first = group.sum_values([float(step) if group.rank == 0 else 0.0])[0]
-    if group.sum_values([float(step != first)])[0]:
-        raise CheckpointError("the learner's ranks found different newest checkpoints", key="step", value=step,
-                              remedy="the storage is slow to show new files: run the same command again")  # fmt: skip

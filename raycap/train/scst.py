@@ -8,7 +8,9 @@ this loop bit by bit at lag 0.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +22,15 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import ClusterRecipe, SCSTRecipe
 from raycap.rewards.contract import Component, score_generation
 from raycap.rewards.mix import Mix
+from raycap.train.group import Alone
 from raycap.train.journal import Journal
-from raycap.train.learner import Learner, seen_by
+from raycap.train.labelled import LabelledSet
+from raycap.train.learner import Learner
+from raycap.train.lease_batch import seen_by
 from raycap.train.prompts import PromptSchedule
 from raycap.train.resuming import load_training_state, training_state
 from raycap.train.steering import Steering
+from raycap.train.stopping import stop_if_asked
 from raycap.train.validation import BestKeeper, Validator
 from raycap.types import Generation, Lease, Rollouts
 
@@ -44,6 +50,7 @@ def train_scst(
     journal: Journal,
     precision: torch.dtype = torch.float32,
     rollout_precision: torch.dtype = torch.float32,
+    labelled: LabelledSet | None = None,
 ) -> dict[str, Any]:
     """Train for `recipe.steps` steps from the captioner's present weights.
 
@@ -51,20 +58,24 @@ def train_scst(
         components: the reward by name; `weights` has the same names.
         precision: of the learner's products; the parameters that learn are float32.
         rollout_precision: of the copy that generates.
+        labelled: captions for `recipe.mle_weight`.
 
     Returns:
         best_cider, best_step, start_cider, steps, seconds.
     """
-    learner = Learner(captioner, features, recipe, weights, seed=seed, precision=precision)
+    learner = Learner(captioner, features, recipe, weights, seed=seed, precision=precision, labelled=labelled)
     steering = Steering(learner.mix, recipe.collapse_share, recipe.watch_looks)
-    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering)
+    alone = Alone()
+    learner.step, seconds = load_training_state(journal, captioner, learner.optimizer, learner.average, steering, alone)
     started = time.perf_counter()
     actor = copy_in(rollout_precision, captioner)
-    if learner.step == 0:
+    if learner.step == 0 and not steering.has_looked:
         torch.set_num_threads(cluster.learner_threads)
         first_look(learner, validator, steering, journal)
+    turns = learner.turns(shared=cluster.collocated)
     while learner.step < recipe.steps:
         rollouts = []
+        turns.rest()
         torch.set_num_threads(cluster.rollout_threads)
         refresh(actor, captioner)
         for lease in schedule.leases(learner.step):
@@ -72,9 +83,12 @@ def train_scst(
             scores = {name: score_generation(name, c, lease.image_ids, generation) for name, c in components.items()}
             rollouts.append(Rollouts(lease, learner.weights_id, generation, scores))
         torch.set_num_threads(cluster.learner_threads)
+        turns.wake()
         values = learner.update(rollouts)
         elapsed = seconds + time.perf_counter() - started
         finish_step(learner, values, validator, steering, journal, elapsed)
+        if learner.step < recipe.steps:
+            stop_if_asked(alone, journal.stop_asked(), learner.step, partial(save, learner, steering, journal, elapsed))
     seconds += time.perf_counter() - started
     return summary(learner, steering.keeper, seconds)
 
@@ -103,19 +117,31 @@ def finish_step(
     steering: Steering,
     journal: Journal,
     elapsed: float,
+    timed: Callable[[str], AbstractContextManager[None]] = lambda part: nullcontext(),
 ) -> None:
-    """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case."""
+    """After an update: every `select_every` steps a look at `select` and a checkpoint; a log line in any case.
+
+    Args:
+        elapsed: seconds of the stage, for the log.
+        timed: is entered for each part: `look`, `log`, `checkpoint`.
+    """
     recipe, seen = learner.recipe, {}
-    steering.watch.observe(values)
-    due = learner.step % recipe.select_every == 0 or learner.step == recipe.steps
-    if due:
-        seen = look(learner, validator, steering, journal)
+    steering.observe(learner.step, values)
+    if learner.due:
+        with timed("look"):
+            seen = look(learner, validator, steering, journal)
     if learner.step == 1 and (warning := far_below_greedy(recipe, values)):
         seen["warning"] = "; ".join(filter(None, [warning, seen.get("warning", "")]))
-    journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
-    if due:
-        state = training_state(learner.optimizer, learner.average, steering, elapsed)
-        journal.save(learner.step, learner.captioner, state)
+    with timed("log"):
+        journal.log({"step": learner.step, "total_steps": recipe.steps, "seconds": elapsed, **values, **seen})
+    if learner.due:
+        with timed("checkpoint"):
+            save(learner, steering, journal, elapsed)
+
+
+def save(learner: Learner, steering: Steering, journal: Journal, elapsed: float) -> None:
+    """A checkpoint of where the learner stands."""
+    journal.save(learner.step, learner.standing.captioner, training_state(learner.standing, steering, elapsed))
 
 
 FAR_BELOW = 0.6
@@ -152,11 +178,11 @@ def look(learner: Learner, validator: Validator, steering: Steering, journal: Jo
     Raises:
         Collapsed: see `BestKeeper.look`.
     """
-    with learner.average.applied():
-        figures = validator.figures(learner.captioner)
+    with learner.standing.averaged() as captioner:
+        figures = validator.figures(captioner)
         best, record = steering.look(learner.step, figures)
         if best:
-            journal.save_best(learner.captioner, {"step": learner.step, "select_cider": figures["select_cider"]})
+            journal.save_best(captioner, {"step": learner.step, "select_cider": figures["select_cider"]})
     return record
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-INIT, DROPOUT = 0, 1  # streams of the seeds; 3 models.grid; 4 data.picture_views; 5 train.views
+INIT, DROPOUT = 0, 1  # streams of the seeds; 3 models.grid, 4 data.picture_views, 5 train.views, 6 train.objective
 
 
 def seed_torch(seed: int, stream: int, step: int = 0, rank: int = 0) -> None:

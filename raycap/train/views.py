@@ -12,7 +12,7 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.recipe import GridWindow
 from raycap.train.validation import to_device
 
-STORED_VIEW_STREAM = 5  # of the seeds: 0, 1 train.seeding; 3 models.grid; 4 data.picture_views; 5 train.views
+STORED_VIEW_STREAM = 5  # of the seeds, see train.seeding
 
 
 def training_views(

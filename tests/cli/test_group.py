@@ -29,7 +29,7 @@ HEAVY = {
     "pyarrow",
     "matplotlib",
 }
-COMMANDS = ["run", "recipe", "caption", "evaluate", "export", "score", "correlate", "tokenize"]
+COMMANDS = ["run", "recipe", "watch", "caption", "evaluate", "export", "score", "correlate", "tokenize"]
 
 
 def fails_with(error: BaseException) -> click.Group:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,10 @@ from raycap.models.build import new_captioner
 from raycap.models.checkpoint import save_captioner
 from raycap.recipe import Recipe
 from raycap.recipe.load import validate
+from tests.train.conftest import on_ranks as on_ranks
 
 NUM_TRAIN, CELLS, WIDTH = 24, 4, 12
 LM = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
-
-
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[Any]:
-    """One Ray for all tests that need one."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

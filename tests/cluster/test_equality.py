@@ -16,13 +16,19 @@ import torch
 from raycap.cluster import precision
 from raycap.cluster.run import run_recipe
 from raycap.cluster.stages import Run
-from raycap.cluster.training_stages import reward_context, scst_schedule
+from raycap.cluster.training_stages import mle_stage, reward_context, scst_schedule
 from raycap.data.features import FeatureStore
+from raycap.errors import Stopped
 from raycap.models.checkpoint import load_captioner
+from raycap.models.weights import snapshot
 from raycap.rewards.contract import build_component
 from raycap.train.journal import FolderJournal, read_log
+from raycap.train.labelled import LabelledSet
 from raycap.train.scst import train_scst
+from raycap.train.stopping import ask_to_stop
 from raycap.train.validation import Validator
+from raycap.types import WeightsId
+from tests.processes import processes
 
 pytestmark = pytest.mark.ray
 
@@ -35,8 +41,10 @@ def one_process(run: Run, folder: Path, learner: str = "float32", rollout: str =
     spec = reward_context(run, folder)
     features = FeatureStore.open(run.path("features", 0) / "captioner")
     components = {name: build_component(name, spec.open(), r.options, r.source) for name, r in recipe.rewards.items()}
+    captioner = load_captioner(run.path("mle", 0) / "best")
+    captions = {i: run.dataset.references(i) for i in run.labelled_ids(run.dataset)}
     train_scst(
-        load_captioner(run.path("mle", 0) / "best"),
+        captioner,
         scst_schedule(run, 0),
         features,
         components,
@@ -49,6 +57,7 @@ def one_process(run: Run, folder: Path, learner: str = "float32", rollout: str =
         journal=FolderJournal(folder),
         precision=getattr(torch, learner),
         rollout_precision=getattr(torch, rollout),
+        labelled=LabelledSet(captions, captioner.tokenizer, recipe.captioner.max_length),
     )
     return folder
 
@@ -115,6 +124,18 @@ def test_ray_equals_the_one_process_loop(ray_session: Any, tiny_run: Any, tmp_pa
     assert any(not torch.equal(before[name], after[name]) for name in before)  # it did learn something
 
 
+def test_every_part_of_the_objective_is_equal_too(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
+    objective = {"objective": "ppo", "ppo_epochs": 2, "minibatches": 2, "kl_weight": 0.1, "entropy_weight": 0.01,
+                 "mle_weight": 0.5, "mle_batch_size": 4, "steps": 3}  # fmt: skip
+    run = tiny_run("objective", scst=objective, cluster={"rollout_workers": 2})
+    expected = one_process(run, tmp_path / "reference")
+    run_recipe(run.recipe)
+    assert_equal(run.path("scst", 0), expected, 3)
+    for figure in ("kl", "entropy", "mle_loss", "clipped"):
+        ours, theirs = ([record[figure] for record in records(folder)] for folder in (run.path("scst", 0), expected))
+        assert ours == theirs
+
+
 def test_killed_after_step_3_and_resumed_is_the_same(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
     """More steps than elsewhere: on a busy machine the learner would be over them before it is killed."""
     run = tiny_run("killed", cluster={"rollout_workers": 2, "max_failures": 0}, scst={"steps": 15})
@@ -158,6 +179,37 @@ def test_recomputing_changes_nothing_and_each_role_has_its_type(
     assert max(record["ratio_max_error"] for record in records(expected)) > 1e-4, "rollouts are rounder than scores"
 
 
+def test_adapters_learn_on_ray_as_in_one_process_and_go_on_after_a_kill(
+    ray_session: Any, tiny_run: Any, tmp_path: Path, pretrained_lm: Path
+) -> None:
+    """A pretrained LM with adapters: workers have it from its folder, and are sent adapters and mapping alone."""
+    captioner = {"lm": str(pretrained_lm), "lm_tuning": "lora", "lora": {"rank": 2}}
+    cluster = {"rollout_workers": 2, "max_failures": 0}
+    run = tiny_run("lora", captioner=captioner, cluster=cluster, scst={"steps": 15})
+    expected = one_process(run, tmp_path / "reference")
+    run_until_killed(run)
+    run_recipe(run.recipe)
+    assert_resumed(run, expected)
+    before, after = load_captioner(run.path("mle", 0) / "best"), parameters(expected, 15)
+    changed = {name for name, value in before.state_dict().items() if not torch.equal(value, after[name])}
+    assert changed == {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+    assert any("lora_B" in name for name in changed)
+    assert {r["published_bytes"] for r in records(run.path("scst", 0))} == {snapshot(before, WeightsId(0, 0)).nbytes}
+    weights = run.path("scst", 0) / "best" / "model.safetensors"
+    assert weights.stat().st_size < sum(4 * p.numel() for p in before.lm.parameters()) / 2
+
+
+def test_a_gpu_shared_by_turns_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
+    """Killed and resumed; the reference shares nothing. What moves is the optimizer, the averages, the KL's policy."""
+    scst = {"steps": 15, "ema": 0.5, "kl_weight": 0.1}
+    cluster = {"rollout_workers": 1, "max_failures": 0}
+    expected = one_process(tiny_run("apart", cluster=cluster, scst=scst), tmp_path / "reference")
+    run = tiny_run("turns", cluster={**cluster, "collocated": True}, scst=scst)
+    run_until_killed(run)
+    run_recipe(run.recipe)
+    assert_resumed(run, expected)
+
+
 def test_a_lost_rollout_worker_changes_nothing(ray_session: Any, tiny_run: Any, tmp_path: Path) -> None:
     run = tiny_run("lost", cluster={"rollout_workers": 2})
     expected = one_process(run, tmp_path / "reference")
@@ -175,6 +227,52 @@ def test_two_ranks_learn_what_one_learns(ray_session: Any, tiny_run: Any, tmp_pa
     run = tiny_run("ranks", cluster={"rollout_workers": 2, "learner_workers": 2}, scst={"steps": 3, "select_every": 3})
     expected = one_process(run, tmp_path / "reference")
     run_recipe(run.recipe)
+    assert_learned_alike(run, expected)
+
+
+def test_two_ranks_that_share_the_captioner_learn_what_one_learns(
+    ray_session: Any, tiny_run: Any, tmp_path: Path
+) -> None:
+    """MLE and SCST on shards; what workers generate with, what is looked at and what is saved is whole."""
+    cluster = {"rollout_workers": 2, "learner_workers": 2, "learner_sharding": "fsdp"}
+    mle = {"epochs": 1, "batch_size": 5, "micro_batch": 5, "ema": 0.9}
+    run = tiny_run("sharded", cluster=cluster, mle=mle,
+                   scst={"steps": 3, "select_every": 3, "kl_weight": 0.05, "ema": 0.9})  # fmt: skip
+    learned = mle_stage(run, 0)
+    looks = [record["select_cider"] for record in read_log(run.path("mle", 0)) if "select_cider" in record]
+    assert looks == [learned["best_cider"]]
+    expected = one_process(run, tmp_path / "reference")
+    run_recipe(run.recipe)
+    assert_learned_alike(run, expected)
+    assert all(record["ratio_max_error"] < 1e-4 for record in records(run.path("scst", 0))), "stale weights"
+    best = [load_captioner(folder / "best").state_dict() for folder in (run.path("scst", 0), expected)]
+    assert best[0].keys() == best[1].keys()
+
+
+@pytest.mark.slow
+def test_what_was_stopped_on_shards_goes_on_on_one_rank(ray_session: Any, tiny_run: Any) -> None:
+    scst = {"steps": 12, "select_every": 12, "ema": 0.9}
+    cluster = {"rollout_workers": 2, "learner_workers": 2, "learner_sharding": "fsdp"}
+    run = tiny_run("stopped", cluster=cluster, scst=scst)
+    folder = run.path("scst", 0)
+    stopper = threading.Thread(target=_stop_after_a_step, args=(folder,), daemon=True)
+    stopper.start()
+    with pytest.raises(Stopped, match="stopped after step"):
+        run_recipe(run.recipe)
+    stopper.join(timeout=5)
+    last = max(record["step"] for record in read_log(folder))
+    assert 1 <= last < 12
+    before = parameters(folder, last)
+    alone = run.recipe.cluster.model_copy(update={"learner_workers": 1, "learner_sharding": "none"})
+    run_recipe(run.recipe.model_copy(update={"cluster": alone}))
+    assert [record["step"] for record in records(folder)] == list(range(1, 13))
+    after = parameters(folder, 12)
+    assert after.keys() == before.keys()
+    assert records(folder)[last]["ratio_max_error"] < 1e-4, "workers had the weights of the checkpoint"
+
+
+def assert_learned_alike(run: Run, expected: Path) -> None:
+    """Three steps."""
     ours, reference = records(run.path("scst", 0)), records(expected)
     assert [r["step"] for r in ours] == [1, 2, 3]
     for name in ("reward/cider/sampled", "reward/cider/greedy", "length"):
@@ -209,42 +307,26 @@ def _kill_learner_after_checkpoint(folder: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (folder / "checkpoints" / "step-000003").exists():
-            for pid in _processes("ray::RayTrainWorker"):
+            for pid in processes("ray::RayTrainWorker"):
                 os.kill(pid, signal.SIGKILL)
             return
         time.sleep(0.002)
 
 
+def _stop_after_a_step(folder: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if (folder / "log.jsonl").exists() and any(record.get("step") for record in read_log(folder)):
+            ask_to_stop(folder, "for this test")
+            return
+        time.sleep(0.01)
+
+
 def _kill_a_rollout_worker() -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        pids = _processes("ray::RolloutActor.run")
+        pids = processes("ray::RolloutActor.run")
         if pids:
             os.kill(pids[0], signal.SIGKILL)
             return
         time.sleep(0.05)
-
-
-def _processes(title: str) -> list[int]:
-    """This user's processes of that title below our own Ray."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if line.startswith(title) and os.getpid() in _ancestors(int(entry.name)):
-            found.append(int(entry.name))
-    return found
-
-
-def _ancestors(pid: int) -> list[int]:
-    chain = []
-    while pid > 1:
-        try:
-            # the command's name, in parentheses, may hold anything: the parent stands second after it
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            break
-        chain.append(pid)
-    return chain

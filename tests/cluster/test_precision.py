@@ -36,6 +36,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8, "GPU": 1.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8, "GPU": 1.0}}])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(precision, "on", lambda device: device)
     monkeypatch.setattr(precision, "task", here)

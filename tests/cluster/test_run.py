@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
+from raycap.cluster import run as run_module
 from raycap.cluster.data_stages import missing_clips, used_clips
 from raycap.cluster.following import followed
-from raycap.cluster.run import STAGES, run_recipe, warn_of_resources
-from raycap.cluster.stages import Run
+from raycap.cluster.run import STAGES, check_room, run_recipe
+from raycap.cluster.stages import Run, Stage
 from raycap.cluster.training_stages import mle_stage, reward_signatures, scst_schedule
 from raycap.data.features import FeatureStore
-from raycap.errors import DataError, RecipeError, StaleStage
+from raycap.errors import DataError, RecipeError, StaleStage, Stopped
+from raycap.evaluate.captions import caption_images
+from raycap.models.checkpoint import load_captioner
+from raycap.models.export import export_captioner
+from raycap.models.lora import is_adapter
+from raycap.models.weights import snapshot
 from raycap.recipe import Recipe, SCSTRecipe
 from raycap.train.journal import read_log
+from raycap.types import WeightsId
 
 from .conftest import NUM_TRAIN, recipe_of
 
@@ -141,9 +153,21 @@ def test_a_change_is_refused_by_name_and_leaves_everything(finished: Run) -> Non
     assert times(finished) == before
 
 
+def test_adapters_count_where_there_are_some(tmp_path: Path) -> None:
+    """Of what `mle` is made from: values of another way to tune the LM make nothing stale."""
+
+    def made_from(**captioner: Any) -> Any:
+        return dict(STAGES["mle"].values(recipe_of(tmp_path, ["mle"], captioner=captioner)))
+
+    assert made_from(lora={"rank": 4}) == made_from()
+    assert made_from(lm_tuning="lora", lora={"rank": 4}) != made_from(lm_tuning="lora")
+
+
 def test_where_things_run_makes_nothing_stale(finished: Run) -> None:
+    """Nor need there be room for what is finished."""
     before = times(finished)
-    run_recipe(whole(finished.folder.parent, cluster={"rollout_workers": 3, "lease_timeout_s": 30}))
+    cluster = {"rollout_workers": 99, "rollout_cpus": 1, "learner_cpus": 99, "lease_timeout_s": 30}
+    run_recipe(whole(finished.folder.parent, cluster=cluster))
     assert times(finished) == before
 
 
@@ -170,21 +194,75 @@ def test_a_clip_that_another_reward_asks_for_later_is_trained_then(finished: Run
     assert (finished.path("clip", 0) / "judge" / "clip.json").stat().st_mtime_ns == before
 
 
-def test_actors_that_find_no_room_are_told_of(
-    ray_session: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    ray_session: Any, tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = ray_session.cluster_resources()["CPU"]
-    for workers, warned in ((2, False), (9, True)):
-        cluster = {"rollout_workers": workers, "rollout_cpus": there / 4}
-        warn_of_resources(Run(recipe_of(tmp_path, ["scst"], cluster=cluster), STAGES))
-        said = capsys.readouterr().out
-        assert ("warning: the actors of scst want" in said) == warned
-    assert f"the cluster has {there:g}" in said
-    warn_of_resources(Run(recipe_of(tmp_path, ["mle"], cluster=cluster), STAGES))
+    cluster = {"rollout_workers": 9, "rollout_cpus": there / 4}
+    run = tiny_run("large", cluster=cluster)
+    short = "needs 9.1 CPUs, the cluster has 4: learner 1 x 0.1, rollout 9 x 1"
+    with pytest.raises(RecipeError) as refused:
+        run_recipe(run.recipe)
+    assert str(refused.value).startswith(f"stages = 'scst': {short} (lower cluster.rollout_workers")
+    assert refused.value.exit_code == 2
+    assert not run.path("scst", 0).exists()
+    capsys.readouterr()
+    check_room(Run(recipe_of(tmp_path, ["scst"], cluster={**cluster, "rollout_workers": 3}), STAGES))
+    check_room(Run(recipe_of(tmp_path, ["mle"], cluster=cluster), STAGES))
     assert not capsys.readouterr().out, "nothing of it runs"
+    check_room(Run(recipe_of(tmp_path, ["scst"], cluster={**cluster, "autoscaling": True}), STAGES))
+    assert capsys.readouterr().out.startswith(f"scst: {short}; cluster.autoscaling is set")
     gpus = {"device": "cuda", "cluster": {"learner_gpus": 0, "rollout_gpus": 0.5}}
-    warn_of_resources(Run(recipe_of(tmp_path, ["scst"], **gpus), STAGES))
-    assert "want 1 GPUs, the cluster has 0" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match=r"needs 1 GPUs, the cluster has 0: rollout 2 x 0\.5"):
+        check_room(Run(recipe_of(tmp_path, ["scst"], **gpus), STAGES))
+
+
+@pytest.fixture
+def on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the nodes that a run sees."""
+
+    def set_nodes(*nodes: dict[str, float]) -> None:
+        monkeypatch.setattr("raycap.cluster.run.nodes", lambda: list(nodes))
+        monkeypatch.setattr("raycap.cluster.stages.nodes", lambda: list(nodes))
+
+    return set_nodes
+
+
+def test_what_would_be_left_over_as_ray_starts_it_is_refused_or_told(
+    on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both of 0.4 start first and go to one GPU; then one of 0.6 has none."""
+    clip = {"clip": {"reward": {"model": "raycap-scenes-reward"}}}
+
+    def check(clip_gpus: float, rollout_gpus: float) -> None:
+        rewards = {"clip": {"num_gpus": clip_gpus, "workers": 2}}
+        cluster = {"learner_gpus": 0, "rollout_gpus": rollout_gpus}
+        check_room(Run(recipe_of(tmp_path, ["scst"], device="cuda", cluster=cluster, rewards=rewards, **clip), STAGES))
+
+    on({"CPU": 8, "GPU": 2})
+    why = "Ray places one after another, each where it fits best and not where it leaves room for the next"
+    parts = r"learner 1 x \(0.1 CPUs\), clip 2 x \(0.4 GPUs\), rollout 2 x \(0.6 GPUs\)"
+    with pytest.raises(RecipeError, match=f"place for all, but {why}: the last of {parts} would wait for ever"):
+        check(0.4, 0.6)
+    check(0.6, 0.4)
+    check(0.5, 0.5)
+    assert not capsys.readouterr().out
+    on({"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1})
+    check(0.4, 0.6)
+    said = capsys.readouterr().out
+    assert said.startswith(f"warning: {why}: some of learner 1 x (0.1 CPUs), clip 2 x (0.4 GPUs), rollout 2 x")
+    assert said.endswith("may find no place; with equal GPUs all do\n")
+
+
+def test_workers_that_have_nothing_to_do_are_told_of(
+    on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on({"CPU": 8})
+    check_room(Run(recipe_of(tmp_path, ["scst"], device="cpu", cluster={"rollout_workers": 5}), STAGES))
+    assert capsys.readouterr().out.startswith("warning: 2 of cluster.rollout_workers = 5 have nothing to do, ever: a ")
+    check_room(Run(recipe_of(tmp_path, ["mle"], device="cpu", cluster={"rollout_workers": 5}), STAGES))
+    check_room(Run(recipe_of(tmp_path, ["scst"], device="cpu", cluster={"rollout_workers": 3}), STAGES))
+    assert not capsys.readouterr().out
 
 
 def test_signatures_say_what_was_rewarded_against_what() -> None:
@@ -222,6 +300,31 @@ def test_a_reward_that_refuses_when_it_is_built_says_so(ray_session: Any, tiny_r
         run_recipe(run.recipe)
 
 
+def test_a_stop_in_the_last_step_stops_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was nothing left to stop in that stage; it is finished, and the same command goes on behind it."""
+    recipe, ran = recipe_of(tmp_path, ["mle", "scst"]), []
+
+    def last_step(run: Run, seed: int) -> dict[str, Any]:
+        ran.append("mle")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    def next_stage(run: Run, seed: int) -> dict[str, Any]:
+        ran.append("scst")
+        return {}
+
+    stages = {"mle": Stage("mle", False, (), lambda recipe: {}, last_step, stops=True),
+              "scst": Stage("scst", False, (), lambda recipe: {}, next_stage, stops=True)}  # fmt: skip
+    monkeypatch.setattr(run_module, "STAGES", stages)
+    run = Run(recipe, stages)
+    with pytest.raises(Stopped, match=r"stopped after mle, which is finished: SIGTERM"):
+        run_module._run_stage(run, "mle", 0)
+    assert run.results("mle", 0)["wall_seconds"] >= 0
+    for name in stages:
+        run_module._run_stage(run, name, 0)
+    assert ran == ["mle", "scst"]
+
+
 def test_missing_data_and_relative_paths_are_refused_before_ray(tmp_path: Path) -> None:
     data = {"format": "flickr8k", "root": str(tmp_path / "nowhere")}
     with pytest.raises((DataError, RecipeError), match=r"data\.root"):
@@ -248,3 +351,32 @@ def test_more_ranks_than_images_in_a_batch_are_refused(tiny_run: Any) -> None:
     run = tiny_run("ranks", mle={"batch_size": 4}, cluster={"learner_workers": 5}, scst={"lease_size": 1})
     with pytest.raises(RecipeError, match=r"cluster\.learner_workers = 5: a batch of MLE has 4 images"):
         mle_stage(run, 0)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "frozen"])
+def test_a_pretrained_lm_goes_through_every_stage(
+    ray_session: Any, tiny_run: Any, tmp_path: Path, pretrained_lm: Path, tuning: str
+) -> None:
+    """With adapters, or as it came: nothing of it is stored or published; an export says what the table was made of."""
+    scst, mle = {"steps": 2, "select_every": 1}, {"epochs": 1, "batch_size": 8}
+    tables = {"metrics": ["bleu", "cider"], "beam_size": 2, "report_images": 0}
+    begun = tiny_run("pretrained", captioner={"lm": str(pretrained_lm), "lm_tuning": tuning}, scst=scst, mle=mle,
+                     mle_continued={"steps": 2}, evaluate=tables)  # fmt: skip
+    shutil.rmtree(begun.path("mle", 0))  # which the fixture did not train
+    begun.stage_folder("prepare", 0).finish({"counts": {}})  # for the report
+    run = run_recipe(begun.recipe.model_copy(update={"stages": ["mle", "scst", "mle_continued", "evaluate"]}))
+    rows = json.loads((run.folder / "results.json").read_text())["rows"]
+    assert {row["label"] for row in rows} == {"mle_best", "mle_continued", "scst"}
+    trained = load_captioner(run.path("scst", 0) / "best")
+    stored = load_file(run.path("scst", 0) / "best" / "model.safetensors")
+    assert {name.split(".")[0] for name in stored if not is_adapter(name)} == {"mapping"}
+    assert any(map(is_adapter, stored)) == (tuning == "lora")
+    published = {record.get("published_bytes") for record in read_log(run.path("scst", 0)) if "pg_loss" in record}
+    assert published == {snapshot(trained, WeightsId(0, 0)).nbytes}
+    exported = load_captioner(export_captioner(run.path("scst", 0), tmp_path / "export"))
+    features, ids = FeatureStore.open(run.path("features", 0) / "captioner"), run.dataset.ids("test")
+    for decoding in ("greedy", "beam"):
+        written = next(run.path("evaluate", 0).glob(f"captions.scst.{decoding}*")).read_text()
+        told = {each["image_id"]: each["caption"] for each in json.loads(written)}
+        assert len(set(told.values())) > 1
+        assert told == caption_images(exported, features, ids, decoding=decoding, max_length=12, beam_size=2)

@@ -247,6 +247,7 @@ def test_the_type_that_is_asked_for_is_part_of_what_is_trained(tmp_path: Path) -
     for storage, change in changes.items():
         assert stale(storage, cluster={"precision": "bfloat16"}) == {name: [change] for name in trained}
     assert stale(now, cluster={"learner_recompute": True, "learner_threads": 7}) == {}
+    assert stale(now, cluster={"learner_workers": 2, "learner_sharding": "fsdp"}) == {}
 
 
 def test_scenes_that_another_version_draws_are_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +424,7 @@ def test_weights_of_a_package_that_is_not_there_are_missed_before_anything_start
         (9, {}, {"learner": 1, "rollout": 1, "cider": 0, "clip": 1}),
         (1, {"learner_gpus": 0.5}, {"learner": 0.5, "rollout": 0.16, "cider": 0, "clip": 0.16}),
         (1, {"rollout_gpus": 0}, {"learner": 0.5, "rollout": 0, "cider": 0, "clip": 0.5}),
-        (4, {"learner_workers": 3}, {"learner": 0.66, "rollout": 0.66, "cider": 0, "clip": 0.66}),
+        (4, {"learner_workers": 3}, {"learner": 1, "rollout": 0.33, "cider": 0, "clip": 0.33}),
     ],
 )
 def test_gpus_of_the_cluster_are_shared_among_those_that_want_one(
@@ -431,7 +432,9 @@ def test_gpus_of_the_cluster_are_shared_among_those_that_want_one(
 ) -> None:
     """With two rollout workers; the driver's own node has no GPU, which decides nothing."""
     monkeypatch.setattr("ray.is_initialized", lambda: True)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8, "GPU": total} if total else {"CPU": 8})
+    there = {"CPU": 8.0, "GPU": total} if total else {"CPU": 8.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": there}])
     clips = {"reward": {"model": "raycap-scenes-reward"}}
     run = Run(recipe_of(tmp_path, ["scst"], clip=clips, rewards={"cider": {}, "clip": {}}, cluster=overrides), STAGES)
     assert {role: run.gpus(role) for role in shares} == pytest.approx(shares)
@@ -440,14 +443,18 @@ def test_gpus_of_the_cluster_are_shared_among_those_that_want_one(
     used = shares["learner"] * workers + 2 * shares["rollout"] + shares["clip"]
     assert used <= total, "more is asked for than there is: somebody would wait for ever"
     if total and "learner_gpus" not in overrides:
-        assert run.gpus("learner", alone=True) == min(1, int(100 * total / workers) / 100)
+        assert run.gpus("learner", alone=True) == 1
 
 
 def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"GPU": 1.0}}])
     run = Run(recipe_of(tmp_path, ["scst"], cluster={"learner_gpus": 1}), STAGES)
-    with pytest.raises(RecipeError, match="rollout's GPUs"):
+    with pytest.raises(
+        RecipeError,
+        match=r"cluster.rollout_gpus = None: of the cluster's 1 GPUs nothing is left .* beside learner 1 x 1",
+    ):
         run.gpus("rollout")
 
 

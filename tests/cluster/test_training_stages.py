@@ -12,8 +12,8 @@ from raycap.cluster import learner_loop, precision, training_stages
 from raycap.cluster.stages import Run
 from raycap.cluster.training_stages import mle_stage
 from raycap.models.recompute import recompute_blocks
+from raycap.train.group import Alone
 from raycap.train.journal import FolderJournal
-from raycap.train.optimizing import Alone
 from tests.train.conftest import BreakingJournal, Interrupted
 
 SHORT = {"epochs": 2, "batch_size": 8, "micro_batch": 10}
@@ -22,7 +22,7 @@ SHORT = {"epochs": 2, "batch_size": 8, "micro_batch": 10}
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_stages, "run_train_job", lambda loop, config, cluster, folder: loop(config))
-    monkeypatch.setattr(training_stages, "training_group", Alone)
+    monkeypatch.setattr(training_stages, "training_group", lambda *_: Alone())
 
 
 def trained(run: Run) -> dict[str, torch.Tensor]:
@@ -59,9 +59,9 @@ def test_the_learner_of_scst_recomputes_in_its_type(tiny_run: Any, blocks: list[
     run = tiny_run("scst", cluster={"learner_recompute": True})
     folders = {"start": run.path("mle", 0) / "best", "features": run.path("features", 0) / "captioner"}
     config = {"recipe": run.recipe, "seed": 0, "device": "cpu", "precision": "bfloat16", **folders}
-    learner, *_ = learner_loop._set_up(config, FolderJournal(run.path("scst", 0)), Alone())
+    learner, _ = learner_loop._set_up(config, Alone())
     assert blocks == [2]
-    assert learner.precision == torch.bfloat16
+    assert learner.descent.precision == torch.bfloat16
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -81,8 +81,8 @@ def test_mle_that_began_in_bfloat16_goes_on_in_it(tiny_run: Any, monkeypatch: py
 
     cut = begin("cut", "bfloat16")
 
-    def breaking(folder: str, group: Any, **options: Any) -> FolderJournal:
-        return BreakingJournal(Path(folder), breaks_at=4, **options)
+    def breaking(folder: str, group: Any, *, keep: int, about: Any, **_: Any) -> FolderJournal:
+        return BreakingJournal(Path(folder), breaks_at=4, keep=keep, about=about)
 
     with monkeypatch.context() as patched:
         patched.setattr(training_stages, "rank_journal", breaking)

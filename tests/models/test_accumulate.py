@@ -18,10 +18,11 @@ from raycap.models.prefix import PrefixCaptioner
 from raycap.models.readout import Readout, readout_logprobs
 from raycap.models.recompute import recompute_blocks
 from raycap.recipe import MLERecipe, SCSTRecipe
+from raycap.train.group import Alone
 from raycap.train.labelled import LabelledSet
 from raycap.train.learner import Learner
 from raycap.train.mle import _step
-from raycap.train.optimizing import Alone, adamw
+from raycap.train.optimizing import adamw
 from raycap.types import CaptionBatch
 from tests.conftest import NumberTokenizer, TinyData
 from tests.train.test_learner import roll_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -199,6 +200,24 @@ def test_a_broken_config_is_no_captioner(saved: Path, content: str) -> None:
         with pytest.raises(CheckpointError, match="holds no captioner") as refused:
             read(saved)
         assert refused.value.remedy
+
+
+def test_a_storage_that_does_not_answer_says_nothing_of_the_captioner(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(self: Path, *given: Any, **named: Any) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    for read in (load_captioner, read_about):
+        with pytest.raises(OSError, match="Stale file handle") as raised:
+            read(saved)
+        assert raised.value.errno == errno.ESTALE
+
+
+def test_a_file_where_a_folder_should_be_holds_no_captioner(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no captioner"):
+        read_about(saved / CONFIG)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:

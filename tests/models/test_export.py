@@ -14,7 +14,6 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from raycap.errors import CheckpointError, RecipeError, Refused
 from raycap.models.build import new_captioner
@@ -23,7 +22,6 @@ from raycap.models.clip import load_clip, load_trained_clip, model_config
 from raycap.models.encoders import build_encoder
 from raycap.models.export import export_captioner, needed_clips
 from raycap.models.origin import read_origin
-from raycap.models.tokenizer import HFTokenizer
 from raycap.recipe import Recipe, load_recipe
 from tests.tiny_run import TinyRun
 
@@ -141,24 +139,9 @@ def test_which_clips_are_needed() -> None:
     assert needed_clips(photos) == []
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pretrained LM in miniature: a folder with weights and a tokenizer."""
-    folder = tmp_path_factory.mktemp("lm")
-    tokenizer = HFTokenizer.train_bpe(["a red dog runs", "two cats sleep there"], vocab_size=270)
-    config = AutoConfig.for_model(
-        "gpt2", n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=tokenizer.vocab_size, bos_token_id=1,
-        eos_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(1)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.inner.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
-def test_lm_and_encoder_weights_travel(tmp_path: Path, pretrained: Path, tuning: str) -> None:
-    lm, weights = shutil.copytree(pretrained, tmp_path / "lm"), tmp_path / "encoder" / "weights.pth"
+def test_lm_and_encoder_weights_travel(tmp_path: Path, pretrained_lm: Path, tuning: str) -> None:
+    lm, weights = shutil.copytree(pretrained_lm, tmp_path / "lm"), tmp_path / "encoder" / "weights.pth"
     weights.parent.mkdir()
     torch.manual_seed(2)
     torch.save(timm.create_model("resnet10t", num_classes=1000).state_dict(), weights)

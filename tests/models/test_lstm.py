@@ -95,10 +95,14 @@ def test_scores_are_those_of_the_steps(kind: str, features: str) -> None:
     mask = (torch.arange(6) < (1 + torch.arange(12) % 6)[:, None]).float()
     conditioning = captioner.encode(shown)
     scores = captioner.score(conditioning, tokens, mask, temperature=0.7)
+    again, spread = captioner.score_with_entropy(conditioning, tokens, mask, temperature=0.7)
+    assert torch.equal(again, scores)
     state = captioner.prefill(conditioning).repeat(3)
     for position in range(6):
         picked = torch.log_softmax(state.readout.logits / 0.7, dim=1).gather(1, tokens[:, position, None])[:, 0]
         torch.testing.assert_close(scores[:, position], picked * mask[:, position], rtol=0, atol=1e-5)
+        entropy = torch.distributions.Categorical(logits=state.readout.logits / 0.7).entropy()
+        torch.testing.assert_close(spread[:, position], entropy * mask[:, position], rtol=0, atol=1e-5)
         readout, state = captioner.step(state, tokens[:, position])
         assert torch.equal(readout.logits, state.readout.logits)
 

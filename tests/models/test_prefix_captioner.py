@@ -87,6 +87,27 @@ def test_scores_and_gradients_equal_the_naive_forward(
     assert max(mapped) > 1e-3
 
 
+@pytest.mark.parametrize("lm", ["gpt2", "llama"])
+@pytest.mark.parametrize("shares", [True, False])
+def test_entropies_come_beside_the_scores(make_captioner: MakeCaptioner, lm: str, shares: bool) -> None:
+    captioner = make_captioner(lm)
+    captioner._shares_prefix = shares
+    shown, (tokens, mask) = pictures("grid", 4), captions(12)
+    direction = torch.randn(12, 7, generator=torch.Generator().manual_seed(3))
+    conditioning = captioner.encode(shown)
+    rows = torch.cat([conditioning.repeat_interleave(3, dim=0), captioner.lm.get_input_embeddings()(tokens)], dim=1)  # type: ignore[operator]
+    logits = captioner.lm(inputs_embeds=rows, use_cache=False).logits[:, conditioning.shape[1] - 1 : -1] / 1.3
+    slow = torch.distributions.Categorical(logits=logits).entropy() * mask
+    expected = gradients(captioner, (slow * direction).sum())
+    logprobs, fast = captioner.score_with_entropy(captioner.encode(shown), tokens, mask, 1.3)
+    torch.testing.assert_close(logprobs, captioner.score(captioner.encode(shown), tokens, mask, 1.3))
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-4)
+    got = gradients(captioner, (fast * direction).sum())
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
 GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "intermediate_size": 32}
 # Prefix and captions take eleven places, the trial takes six: windows of seven are not felt there.
 OTHERS: dict[str, dict[str, Any]] = {
@@ -350,7 +371,7 @@ def test_an_lm_that_knows_fewer_tokens_than_its_tokenizer_is_refused(make_captio
 def test_unknown_mappings_and_tunings_are_refused(make_captioner: MakeCaptioner) -> None:
     with pytest.raises(RecipeError, match=r"captioner.mapping = 'lstm'"):
         make_captioner(mapping="lstm")
-    with pytest.raises(RecipeError, match=r"captioner.lm_tuning = 'lorra'"):
+    with pytest.raises(RecipeError, match=r"captioner.lm_tuning = 'lorra': expected frozen, lora or full"):
         make_captioner(lm_tuning="lorra")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raycap.models import products
 from raycap.models.precision import computing_in
-from raycap.models.readout import Readout, placed, readout_logprobs
+from raycap.models.readout import Readout, placed, readout_entropies, readout_logprobs
 
 ROWS, WIDTH, WORDS = 23, 6, 50
 
@@ -36,6 +36,37 @@ def test_chunks_change_neither_values_nor_gradients(bias: bool, temperature: flo
     torch.testing.assert_close(fast.double(), slow, rtol=0, atol=1e-5)
     for got, want in zip(torch.autograd.grad((fast * direction).sum(), parts), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("chunk", [1, 7 * WORDS, 10**6])
+def test_entropies_stand_beside_log_probabilities(bias: bool, temperature: float, chunk: int) -> None:
+    parts, tokens = made(bias)
+    directions = torch.randn(2, ROWS, generator=torch.Generator().manual_seed(1)).double()
+    logits = (parts[0] @ parts[1].T + (parts[2] if bias else 0.0)) / temperature
+    slow = [
+        torch.log_softmax(logits, dim=1)[torch.arange(ROWS), tokens],
+        torch.distributions.Categorical(logits=logits).entropy(),
+    ]
+    expected = torch.autograd.grad(sum((d * s).sum() for d, s in zip(directions, slow, strict=True)), parts)
+    for readout, leaves in ((Readout(*parts), parts), (Readout(logits.detach().requires_grad_() * temperature), None)):
+        fast = readout_entropies(readout, tokens, temperature, chunk=chunk)
+        for got, want in zip(fast, slow, strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
+        if leaves is not None:
+            total = sum((d * f).sum() for d, f in zip(directions, fast, strict=True))
+            for got, want in zip(torch.autograd.grad(total, leaves), expected, strict=True):
+                torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_word_without_any_chance_adds_nothing_to_the_entropy() -> None:
+    hidden = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    weight = torch.tensor([[200.0, 0.0], [200.0, 0.0], [-200.0, 0.0]], requires_grad=True)
+    _, entropy = readout_entropies(Readout(hidden, weight), torch.tensor([0]))
+    assert float(entropy) == pytest.approx(0.6931472)
+    for gradient in torch.autograd.grad(entropy.sum(), (hidden, weight)):
+        assert bool(torch.isfinite(gradient).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -91,7 +91,7 @@ def test_overrides_reach_into_mappings_and_into_sections_that_are_not_there() ->
         ("scst.lr=-1e-5", "scst.lr", -1e-5, "greater than 0"),
         ("scst.lr=.inf", "scst.lr", math.inf, "finite"),
         ("mle.ema=1", "mle.ema", 1, "less than 1"),
-        ("captioner.lm_tuning=lorra", "captioner.lm_tuning", "lorra", "'full' or 'frozen'"),
+        ("captioner.lm_tuning=lorra", "captioner.lm_tuning", "lorra", "'full', 'lora' or 'frozen'"),
         ("scst.baseline=critic", "scst.baseline", "critic", "'greedy', 'leave_one_out' or 'mean'"),
         ("data.web_share=1.2", "data.web_share", 1.2, "less than 1"),
         ("stages=[mle, scts]", "stages.1", "scts", "'scst'"),
@@ -169,6 +169,15 @@ CONTRADICTIONS = [
     (("features.kind=pooled",), "captioner.mapping", "mlp or transformer"),
     (("seeds=[3, 4, 3]",), "seeds", "[3, 4, 3]"),
     (("rewards={}",), "rewards", "cider"),
+    (("scst.baseline=mean", "scst.num_samples=1"), "scst.baseline", "scst.num_samples"),
+    (("scst.scaling=group", "scst.baseline=greedy"), "scst.scaling", "scst.baseline"),
+    (("scst.lr_schedule=cosine", "scst.lr_floor=1"), "scst.lr_schedule", "scst.lr_floor"),
+    (("scst.objective=ppo", "scst.importance=sequence"), "scst.importance", "scst.objective"),
+    (("scst.ppo_epochs=2",), "scst.ppo_epochs = 2", "scst.objective"),
+    (("scst.minibatches=2",), "scst.minibatches = 2", "scst.objective"),
+    (("scst.objective=ppo", "scst.minibatches=41"), "scst.minibatches = 41", "40 images"),
+    (("cluster.learner_sharding=fsdp",), "cluster.learner_sharding", "cluster.learner_workers = 1"),
+    (("cluster.learner_workers=2", "cluster.learner_gpus=0.5"), "cluster.learner_gpus = 0.5", "learner_workers = 2"),
 ]
 
 

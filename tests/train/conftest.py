@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from raycap.models.checkpoint import load_captioner
+from raycap.train.group import Whole
 from raycap.train.journal import FolderJournal, read_log
+from tests.two_ranks import TwoRanks
 
 
 class Interrupted(Exception):
@@ -87,7 +89,7 @@ def assert_same_run() -> Callable[[Path, Path], None]:
     return check
 
 
-class ThreadGroup:
+class ThreadGroup(Whole):
     """Ranks as threads of this process, adding up in the order of the ranks."""
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: list[Any]) -> None:
@@ -139,3 +141,11 @@ def on_ranks() -> Callable[..., list[Any]]:
         return answers
 
     return run
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
+    """Two processes for all tests that need ranks of torch.distributed; started by the first."""
+    ranks = TwoRanks(tmp_path_factory.mktemp("ranks"))
+    yield ranks
+    ranks.close()

@@ -22,9 +22,11 @@ from raycap.recipe import RewardRecipe, ScheduleRecipe, SCSTRecipe
 from raycap.rewards.contract import score_generation
 from raycap.rewards.mix import Mix
 from raycap.rl.advantages import combine
-from raycap.train.learner import Learner, digest
+from raycap.train.group import Alone
+from raycap.train.learner import Learner
 from raycap.train.prompts import PromptSchedule
 from raycap.train.scst import generate_lease
+from raycap.train.step_figures import digest, prompts_digest
 from raycap.types import CaptionBatch, ComponentScores, Generation, Lease, Prompt, Rollouts, WeightsId
 from tests.conftest import NumberTokenizer, TinyData
 
@@ -306,8 +308,9 @@ def test_an_update_has_the_weight_of_its_log_line(
 def test_the_digest_hangs_on_every_caption_and_reward(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
     recipe = recipe_of()
     rollouts = roll_out(make_captioner(seed=3), tiny.grid, recipe, {"length": Length()})
-    assert digest(rollouts) == digest(roll_out(make_captioner(seed=3), tiny.grid, recipe, {"length": Length()}))
-    last, found = rollouts[-1], {digest(rollouts), digest(rollouts[:-1])}
+    again = roll_out(make_captioner(seed=3), tiny.grid, recipe, {"length": Length()})
+    assert list(map(digest, rollouts)) == list(map(digest, again))
+    last, found = rollouts[-1], {digest(rollouts[-1]), digest(rollouts[0])}
     tokens, rewards = last.generation.tokens.copy(), last.scores["length"].rewards.copy()
     tokens[-1, 0] += 1
     rewards[-1, -1] = np.nextafter(rewards[-1, -1], np.float32(9))
@@ -317,7 +320,7 @@ def test_the_digest_hangs_on_every_caption_and_reward(make_captioner: MakeCaptio
         replace(last, generation=replace(last.generation, greedy_captions=greedy)),
         replace(last, scores={"length": replace(last.scores["length"], rewards=rewards)}),
     ):
-        found.add(digest([*rollouts[:-1], changed]))
+        found.add(digest(changed))
     assert len(found) == 5
 
 
@@ -374,6 +377,66 @@ def test_a_step_without_any_reward_changes_nothing(make_captioner: MakeCaptioner
     assert not any(isinstance(value, float) and math.isnan(value) for value in values.values()), values
     assert not {"reward/silent/sampled", "reward/silent/greedy"} & set(values), "0 would look like a reward"
     assert values["reward/silent/images"] == 0
+
+
+def test_a_step_without_any_reward_is_no_step_of_the_optimizer_on_any_number_of_ranks(
+    make_captioner: MakeCaptioner, tiny: TinyData, on_ranks: Any
+) -> None:
+    """Its momentum would go on by itself, and on several ranks alone: there gradients that nobody has are zeros."""
+    recipe, captioners = recipe_of(), [make_captioner(seed=3) for _ in range(3)]
+    rollouts = roll_out(captioners[0], tiny.grid, recipe, {"length": Length()})
+
+    def learn(captioner: Any, group: Any) -> Learner:
+        learner = Learner(captioner, tiny.grid, recipe, {"length": 1.0}, group)
+        learner.update(rollouts[group.rank :: group.size])
+        before = [p.detach().clone() for p in captioner.parameters()]
+        for rollout in rollouts:
+            rollout.scores["length"].rewards[:] = math.nan
+        learner.update(rollouts[group.rank :: group.size])
+        assert all(torch.equal(p, was) for p, was in zip(captioner.parameters(), before, strict=True))
+        return learner
+
+    learners = [learn(captioners[0], Alone())]
+    rollouts = roll_out(captioners[1], tiny.grid, recipe, {"length": Length()})
+    learners += on_ranks(2, lambda group: learn(captioners[1 + group.rank], group))
+    for learner in learners:
+        assert {int(state["step"]) for state in learner.optimizer.state.values()} == {1}
+
+
+def test_what_is_told_of_a_step_does_not_hang_on_the_number_of_ranks(
+    make_captioner: MakeCaptioner, tiny: TinyData, on_ranks: Any
+) -> None:
+    recipe, captioners = recipe_of(max_policy_lag=1), [make_captioner(seed=3) for _ in range(4)]
+    rollouts = roll_out(make_captioner(seed=4), tiny.grid, recipe, {"length": Length()})  # of another policy
+    alone = Learner(captioners[0], tiny.grid, recipe, {"length": 1.0}).update(rollouts)
+    assert alone["ess"] < 0.9
+    told = on_ranks(
+        3,
+        lambda group: Learner(captioners[1 + group.rank], tiny.grid, recipe, {"length": 1.0}, group).update(
+            rollouts[:1] if group.rank == 0 else [] if group.rank == 1 else rollouts[1:]
+        ),
+    )
+    for values in told:
+        assert values.keys() == alone.keys()
+        assert (values["prompts"], values["rollouts"]) == (alone["prompts"], alone["rollouts"])
+        assert values["prompts"] == prompts_digest(rollout.lease for rollout in rollouts)
+        for name in ("ratio_max_error", "approx_kl", "ess"):
+            assert values[name] == pytest.approx(alone[name], rel=1e-5), name
+
+
+def test_the_reference_shares_what_is_frozen(make_captioner: MakeCaptioner, tiny: TinyData) -> None:
+    """A frozen LM of billions of parameters is there once."""
+    captioner = make_captioner(seed=3, lm_tuning="frozen", mapping="mlp")
+    learner = Learner(captioner, tiny.grid, recipe_of(kl_weight=0.1), {"length": 1.0})
+    assert learner.reference is not None
+    frozen = {id(p) for p in captioner.parameters() if not p.requires_grad}
+    kept = {id(p) for p in learner.reference.captioner.parameters()}
+    assert frozen
+    assert frozen < kept
+    assert not kept & {id(p) for p in learner.descent.parameters}
+    assert {id(p) for p in learner.reference.own} == kept - frozen
+    assert not any(p.requires_grad for p in learner.reference.captioner.parameters())
+    assert all(p.requires_grad for p in learner.descent.parameters)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_nothing(

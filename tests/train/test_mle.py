@@ -155,11 +155,11 @@ def test_the_control_keeps_its_start_and_goes_on_whatever_select_says(
 
 
 def test_the_control_may_be_measured_in_seconds(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its clock is the training's own: here one second a look at the clock, three looks a step."""
+    """Its clock is the training's own: here one second a look at the clock, one look a step."""
     monkeypatch.setattr(mle, "time", Clock())
-    control = Control(steps=3, seconds=48.0, record=tmp_path / "control.json")
+    control = Control(steps=3, seconds=24.0, record=tmp_path / "control.json")
     done = train(FolderJournal(tmp_path / "run"), control=control)
-    assert 12 <= done["steps"] <= 20, "the planned steps do not end it, the seconds do"
+    assert 16 <= done["steps"] <= 24, "the planned steps do not end it, the seconds do"
     assert json.loads((tmp_path / "control.json").read_text()) == {"steps": done["steps"]}
     rates = [record["lr"] for record in read_log(tmp_path / "run") if "lr" in record]
     assert rates[-1] == pytest.approx(0.01 * 0.05, rel=0.3), "the cosine arrives with the last step"
@@ -172,7 +172,7 @@ def test_a_control_that_was_interrupted_goes_on_for_the_steps_that_were_recorded
     """Before the record is made (nothing holds yet) and after it, on a machine that has become ten times slower."""
     clock = Clock()
     monkeypatch.setattr(mle, "time", clock)
-    options: dict[str, Any] = {"control": Control(steps=3, seconds=48.0, record=tmp_path / "control.json")}
+    options: dict[str, Any] = {"control": Control(steps=3, seconds=24.0, record=tmp_path / "control.json")}
     interrupted(lambda journal: train(journal, **options), tmp_path / "run", at=at)
     recorded = (tmp_path / "control.json").exists()
     assert recorded == (at == 9)
@@ -187,8 +187,8 @@ def test_a_record_of_an_older_raycap_is_a_guess(train: Train, tmp_path: Path, mo
     """It wrote down what it planned, with the seconds, before it had measured anything."""
     monkeypatch.setattr(mle, "time", Clock())
     record = tmp_path / "control.json"
-    record.write_text('{"steps": 3, "seconds": 48.0}')
-    done = train(FolderJournal(tmp_path / "run"), control=Control(steps=3, seconds=48.0, record=record))
+    record.write_text('{"steps": 3, "seconds": 24.0}')
+    done = train(FolderJournal(tmp_path / "run"), control=Control(steps=3, seconds=24.0, record=record))
     assert done["steps"] > 10
     assert json.loads(record.read_text()) == {"steps": done["steps"]}
 

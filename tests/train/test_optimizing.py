@@ -12,7 +12,9 @@ from torch import nn
 
 from raycap.errors import WorkFailed
 from raycap.models.prefix import PrefixCaptioner
-from raycap.train.optimizing import Alone, Average, adamw, clip_gradients, set_lr, warmup_cosine, warmup_linear
+from raycap.train.group import Alone
+from raycap.train.optimizing import Average, adamw, clip_gradients, set_lr
+from raycap.train.schedules import warmup_cosine, warmup_linear
 from raycap.train.seeding import DROPOUT, INIT, seed_torch
 
 

@@ -38,3 +38,17 @@ def test_a_line_every_few_seconds_with_rate_and_time_left_and_one_at_the_end(mon
     assert lines[1].split() == ["scst", "3/20", "steps", "15%", "0.5", "steps/s", "ETA", "0:34"]
     assert [int(line.split()[1].split("/")[0]) for line in lines] == [0, 3, 6, 9, 12, 15, 18, 20]
     assert lines[-1].split() == ["scst", "20/20", "steps", "100%", "0.5", "steps/s", "done", "CIDEr", "0.9"]
+
+
+def test_going_back_to_a_checkpoint_is_no_negative_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    time, out = Time(), io.StringIO()
+    monkeypatch.setattr(progress, "time", time)
+    shown = Progress("scst", "steps", every_s=0, out=out)
+    for done in (59, 30, 32):
+        shown.update(done, 120)
+        time.now += 2
+    assert [line.split()[1:] for line in out.getvalue().splitlines()] == [
+        ["59/120", "steps", "49%"],
+        ["30/120", "steps", "25%"],
+        ["32/120", "steps", "27%", "1.0", "steps/s", "ETA", "1:28"],
+    ]  # fmt: skip

@@ -12,15 +12,17 @@ import pytest
 import torch
 
 from raycap.decoding.sample import generate
-from raycap.errors import Collapsed, RewardError
+from raycap.errors import Collapsed, RewardError, Stopped
 from raycap.models.checkpoint import load_captioner, read_about
 from raycap.models.prefix import PrefixCaptioner
 from raycap.models.tokenizer import WordTokenizer
 from raycap.recipe import ClusterRecipe, RewardRecipe, SCSTRecipe
 from raycap.rewards.mix import Mix
+from raycap.train import learner
 from raycap.train.journal import FolderJournal, Journal, read_log
 from raycap.train.prompts import PromptSchedule
 from raycap.train.scst import far_below_greedy, generate_lease, train_scst
+from raycap.train.turns import Turns
 from raycap.train.validation import Validator
 from raycap.types import CaptionBatch, Lease, Prompt
 from tests.conftest import TinyData
@@ -57,11 +59,12 @@ Train = Callable[..., dict[str, Any]]
 @pytest.fixture
 def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterRecipe) -> Train:
     """train(journal, captioner=new, component=Bandit(), looks=None, max_length=6, seed=0, reward={}, precision={},
-    **recipe)."""
+    cluster={}, **recipe)."""
 
     def run(
         journal: Journal, captioner: PrefixCaptioner | None = None, component: Any = None, looks: Any = None,
-        max_length: int = 6, seed: int = 0, reward: Any = None, precision: Any = None, **given: Any,
+        max_length: int = 6, seed: int = 0, reward: Any = None, precision: Any = None,
+        cluster: Any = None, **given: Any,
     ) -> dict[str, Any]:  # fmt: skip
         values = {"steps": 6, "batch_size": 6, "lease_size": 4, "num_samples": 3, "lr": 1e-3, "select_every": 2}
         recipe = SCSTRecipe(**{**values, "collapse_share": 0, **given})
@@ -71,8 +74,9 @@ def train(make_captioner: MakeCaptioner, tiny: TinyData, one_thread: ClusterReci
         )
         validator: Any = looks or Validator(dict.fromkeys(tiny.select, ("one two", "three")), tiny.grid, max_length=6)
         mix = Mix({"bandit": RewardRecipe(**(reward or {}))}, recipe.steps)
+        where = one_thread.model_copy(update=cluster or {})
         return train_scst(
-            captioner, schedule, tiny.grid, {"bandit": component or Bandit()}, mix, validator, recipe, one_thread,
+            captioner, schedule, tiny.grid, {"bandit": component or Bandit()}, mix, validator, recipe, where,
             max_length=max_length, seed=seed, journal=journal, **(precision or {}),
         )  # fmt: skip
 
@@ -114,6 +118,33 @@ def test_a_reward_turned_round_is_unlearned(train: Train, tmp_path: Path, make_c
     )  # fmt: skip
     rewards = [-record["reward/bandit/sampled"] for record in steps(tmp_path)]
     assert np.mean(rewards[-5:]) < 0.5 * np.mean(rewards[:5])
+
+
+class StoppingJournal(FolderJournal):
+    """Somebody asks for a stop after a step."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__(folder)
+        self.step = step
+
+    def stop_asked(self) -> str:
+        return "planted" if read_log(self.folder)[-1]["step"] >= self.step else ""
+
+
+def test_a_run_that_is_stopped_between_two_looks_equals_one_that_is_not(
+    train: Train, tmp_path: Path, assert_same_run: Any
+) -> None:
+    """With a checkpoint where no look was: what the watch has summed up since the last one goes on, too."""
+    options: dict[str, Any] = {"select_every": 3, "watch_looks": 1, "ema": 0.9, "baseline": "leave_one_out"}
+    train(FolderJournal(tmp_path / "whole"), **options)
+    with pytest.raises(Stopped, match="stopped after step 2 with a checkpoint"):
+        train(StoppingJournal(tmp_path / "stopped", 2), **options)
+    train(FolderJournal(tmp_path / "stopped"), **options)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_stop_that_comes_with_the_last_step_stops_nothing(train: Train, tmp_path: Path) -> None:
+    assert train(StoppingJournal(tmp_path, 6))["steps"] == 6
 
 
 @pytest.mark.parametrize("at", [1, 4, 5])
@@ -164,6 +195,34 @@ def test_learning_and_generating_have_a_type_each(train: Train, tmp_path: Path) 
     assert min(first[name]["ratio_max_error"] for name in half) > 1e-3
     assert first["learner"]["rollouts"] == first["neither"]["rollouts"]
     assert first["learner"]["grad_norm"] != first["neither"]["grad_norm"]
+
+
+class Forgetful(Turns):
+    """Its rest takes all that moves away for real: what is used meanwhile is not a number."""
+
+    kept: Sequence[torch.Tensor] = ()
+
+    def _move(self, device: torch.device) -> None:
+        tensors = [state[name] for state, name in self._away] + self.averages + [each.data for each in self.still]
+        if not self._resting:
+            self.kept = [tensor.clone() for tensor in tensors]
+            for tensor in tensors:
+                tensor.fill_(math.nan)
+        for tensor, value in zip(tensors, self.kept if self._resting else tensors, strict=True):
+            tensor.copy_(value)
+
+
+def test_a_gpu_shared_by_turns_changes_nothing(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: Any, assert_same_run: Any
+) -> None:
+    """Interrupted or not; with everything that moves: optimizer, averages, the policy that the KL is measured to."""
+    options: dict[str, Any] = {"ema": 0.5, "kl_weight": 0.1}
+    train(FolderJournal(tmp_path / "apart"), **options)
+    monkeypatch.setattr(learner, "Turns", Forgetful)
+    options["cluster"] = {"collocated": True}
+    interrupted(lambda journal: train(journal, **options), tmp_path / "turns", at=5)
+    train(FolderJournal(tmp_path / "turns"), **options)
+    assert_same_run(tmp_path / "apart", tmp_path / "turns")
 
 
 def test_a_weight_of_0_teaches_nothing(train: Train, tmp_path: Path) -> None:
