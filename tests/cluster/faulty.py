@@ -49,14 +49,14 @@ class Faulty:
 
 
 class Unhurried:
-    """Captions' lengths; a batch takes a tenth of a second until a file is there, and no time afterwards."""
+    """Captions' lengths; a batch takes so many seconds until a file is there, and no time afterwards."""
 
-    def __init__(self, context: Any, *, until: str) -> None:
-        self.until = Path(until)
+    def __init__(self, context: Any, *, until: str, nap_s: float = 0.1) -> None:
+        self.until, self.nap_s = Path(until), nap_s
 
     def score(self, batch: CaptionBatch) -> Sequence[float | None]:
         if not self.until.exists():
-            time.sleep(0.1)
+            time.sleep(self.nap_s)
         return [float(len(caption)) for caption in batch.captions]
 
 

@@ -40,6 +40,15 @@ def node_of_the_learner():
     return next(a["Address"]["NodeID"] for a in ray._private.state.actors().values()
                 if a["ActorClassName"] == "RayTrainWorker" and a["State"] == "ALIVE")
 
+def told_of(logs):
+    # what the learner itself wrote: of a node that goes, Ray may bring the last lines to the driver or not
+    for _ in range(int(deadline_s)):
+        lines = [line for log in logs.glob("worker-*.out") for line in log.read_text(errors="replace").splitlines()]
+        if told := [line for line in lines if "will be taken away" in line]:
+            return "\\n".join("TOLD " + line for line in told)
+        time.sleep(1)
+    return "TOLD nothing"
+
 def strike():
     folder = Path(recipe.storage) / recipe.name / "scst" / "checkpoints"
     while not (folder / "step-000010").exists():
@@ -51,7 +60,7 @@ def strike():
         subprocess.run(["ray", "drain-node", f"--address={cluster.address}", f"--node-id={node.node_id}",
                         "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
                         f"--deadline-remaining-seconds={deadline_s:g}"], check=True)
-        time.sleep(deadline_s)
+        print(told_of(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"), flush=True)
     cluster.remove_node(node, allow_graceful=False)
     print("GONE", flush=True)
     (Path(recipe.storage) / "gone").touch()
@@ -66,7 +75,8 @@ os._exit(0)  # of a cluster with a killed node the last of Ray's threads may cra
 
 
 def struck(run: Any, doomed: str, deadline_s: float = 0.0, **environment: str) -> str:
-    """What a run says of which a node goes after step 10; after so many seconds of notice, when there are any."""
+    """What a run says of which a node goes after step 10: at once, or with so many seconds of notice as soon as the
+    learner has told of it."""
     command = [sys.executable, "-c", DRIVER, json.dumps(run.recipe.model_dump(mode="json")), doomed, str(deadline_s)]
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     env.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)  # other tests' runs are on one node
@@ -77,10 +87,10 @@ def struck(run: Any, doomed: str, deadline_s: float = 0.0, **environment: str) -
     return done.stdout
 
 
-def slow_until_gone(storage: Path) -> dict[str, Any]:
+def slow_until_gone(storage: Path, nap_s: float = 0.1) -> dict[str, Any]:
     """Rewards that leave time to strike: the reference, made afterwards, does not wait."""
     source = "tests.cluster.faulty:Unhurried"
-    return {"cider": {}, "mine": {"source": source, "options": {"until": str(storage / "gone")}}}
+    return {"cider": {}, "mine": {"source": source, "options": {"until": str(storage / "gone"), "nap_s": nap_s}}}
 
 
 def finished(run: Any) -> dict[str, Any]:
@@ -120,9 +130,12 @@ def test_without_its_node_a_reward_takes_the_place_of_a_worker(tiny_run: Any, tm
 
 def test_a_node_that_is_taken_away_is_told_of(tiny_run: Any, tmp_path: Path) -> None:
     """At the notice a checkpoint is written and training goes on; when the node goes the learner starts elsewhere."""
-    steps, rewards = 5 * STEPS, slow_until_gone(tmp_path / "notice")
+    steps, rewards = 5 * STEPS, slow_until_gone(tmp_path / "notice", nap_s=0.5)
     run = tiny_run("notice", cluster=CLUSTER, rewards=rewards, scst={"steps": steps, "select_every": 10})
-    said = struck(run, "learner", 12.0, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
-    told = re.findall(r"the node of rank 0 will be taken away in \d+ s; checkpoint of step (\d+) written", said)
-    assert len(set(told)) == 1, "once for the notice; Ray prints some lines twice"
+    said = struck(run, "learner", 300.0, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1")
+    of = r"TOLD the node of rank 0 will be taken away in \d+ s; checkpoint of step \d+ written, training goes on"
+    told = [line for line in said.splitlines() if line.startswith("TOLD")]
+    assert len(told) == 1, "once for the notice"
+    assert re.fullmatch(of, told[0]), told[0]
+    assert "GONE" in said, "it was over before"
     assert_equal(run.path("scst", 0), one_process(run, tmp_path / "reference"), steps)
