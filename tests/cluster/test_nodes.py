@@ -22,7 +22,7 @@ STEPS = 40
 CLUSTER = {"rollout_workers": 3, "rollout_cpus": 1, "learner_cpus": 1, "stall_timeout_s": 300, "max_failures": 5}
 
 DRIVER = """
-import json, os, subprocess, sys, threading, time
+import json, os, subprocess, sys, threading, time, traceback
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -57,7 +57,8 @@ def strike():
     node = next(n for n in nodes if (n.node_id == learner) == (doomed == "learner"))
     print("STRIKE", flush=True)
     if deadline_s:
-        subprocess.run(["ray", "drain-node", f"--address={cluster.address}", f"--node-id={node.node_id}",
+        ray_command = [sys.executable, "-m", "ray.scripts.scripts"]  # `ray` itself may not be on the path
+        subprocess.run([*ray_command, "drain-node", f"--address={cluster.address}", f"--node-id={node.node_id}",
                         "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
                         f"--deadline-remaining-seconds={deadline_s:g}"], check=True)
         print(told_of(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"), flush=True)
@@ -65,7 +66,15 @@ def strike():
     print("GONE", flush=True)
     (Path(recipe.storage) / "gone").touch()
 
-threading.Thread(target=strike, daemon=True).start()
+def strike_or_end():
+    try:
+        strike()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+threading.Thread(target=strike_or_end, daemon=True).start()
 run_recipe(recipe)
 ray.shutdown()
 cluster.shutdown()
