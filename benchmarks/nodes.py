@@ -2,8 +2,8 @@
 
     python benchmarks/nodes.py --storage /folder [--cpus 2] [key=value ...]
 
-A head without CPUs, and two nodes for the learner's two ranks, two rollout workers and the reward, spread. The recipe is
-`scenes`, cut short; values are added to it.
+A head without CPUs, and two nodes for the learner's two ranks, two rollout workers and the reward, spread. The recipe
+is `scenes`, cut short; values are added to it.
 
     nodes                    by node: its CPUs, and its processes at a step in the middle of SCST
     steps, steps_per_s       of SCST
