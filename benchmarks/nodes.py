@@ -20,9 +20,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from raycap.train.journal import read_log
 
 SHORT = [
     "data.scenes={num_train: 800, num_dev: 20, num_test: 100}", "clip.train.epochs=1", "mle.epochs=2",
@@ -62,9 +65,8 @@ def main() -> None:
         seen: dict[str, Any] = {}
         looking = threading.Thread(target=look, args=(folder, recipe.scst.steps // 2, seen), daemon=True)
         looking.start()
-        sys.stdout, out = sys.stderr, sys.stdout  # progress beside the figures
-        run_recipe(recipe)
-        sys.stdout = out
+        with redirect_stdout(sys.stderr):  # progress beside the figures
+            run_recipe(recipe)
         looking.join(10)
         print(json.dumps({"nodes": list(seen.values()), **figures(folder)}))
     finally:
@@ -76,7 +78,8 @@ def look(folder: Path, step: int, seen: dict[str, Any]) -> None:
     """Once the run has logged a step, by node: its CPUs, and its actors' classes."""
     import ray
 
-    while not any(record.get("step", -1) >= step for record in records(folder)):
+    log = folder / "log.jsonl"
+    while not log.exists() or not any(record.get("step", -1) >= step for record in read_log(folder)):
         time.sleep(0.1)
     for node in ray.nodes():
         seen[node["NodeID"]] = {"cpus": node["Resources"].get("CPU", 0.0), "actors": Counter()}
@@ -85,13 +88,8 @@ def look(folder: Path, step: int, seen: dict[str, Any]) -> None:
             seen[actor["Address"]["NodeID"]]["actors"][actor["ActorClassName"]] += 1
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "log.jsonl"
-    return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
-
-
 def figures(folder: Path) -> dict[str, Any]:
-    found = records(folder)
+    found = read_log(folder)
     steps = [record for record in found if "pg_loss" in record]
     ciders = [record["select_cider"] for record in found if "select_cider" in record]
     return {

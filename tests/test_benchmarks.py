@@ -33,7 +33,7 @@ def benchmark(name: str) -> ModuleType:
     return module
 
 
-ASYNC, LAGS = benchmark("async"), benchmark("lags")
+ASYNC, LAGS, NODES = benchmark("async"), benchmark("lags"), benchmark("nodes")
 
 
 def crew_of(exchange_of: Callable[..., Exchange] = Exchange) -> type:
@@ -213,3 +213,15 @@ def test_a_copy_that_was_cut_is_made_again(commands: Commands, monkeypatch: pyte
     LAGS.train(commands.storage, 1, 0, [0], [])
     assert (half / "inner" / "weights").read_text() == "lag-0"
     assert not list(half.parent.glob(".*"))
+
+
+def test_figures_of_a_run_on_nodes_are_those_of_its_steps(tmp_path: Path) -> None:
+    """Two steps half a second apart, between looks; a line that is still being written counts for nothing."""
+    idle = {"idle/learner": 0.2, "idle/actors": 0.6}
+    records = [{"step": 0, "select_cider": 0.5}, {"step": 1, "pg_loss": 1.0, "seconds": 2.0, **idle},
+               {"step": 2, "pg_loss": 1.0, "seconds": 2.5, **idle, "select_cider": 0.75}]  # fmt: skip
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 3')
+    assert NODES.figures(tmp_path) == {
+        "steps": 2, "steps_per_s": 2.0, "select_cider": {"before": 0.5, "best": 0.75},
+        "idle": {"learner": 0.2, "actors": 0.6},
+    }  # fmt: skip

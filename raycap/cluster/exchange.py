@@ -16,15 +16,12 @@ Every lease (and with it every prompt) of an open step is in exactly one state; 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from raycap.cluster.passing import tried_again
 from raycap.cluster.reaching import LOGS
 from raycap.cluster.slots import CONSUMED, GENERATES, LEASED, PENDING, QUARANTINED, READY, Slot, violation
 from raycap.errors import RaycapError, WorkFailed
@@ -395,19 +392,3 @@ class Exchange:
         error = WorkFailed(wrong, key="exchange", remedy="this is a fault of raycap's; please report it")
         self._fail(error)
         raise error
-
-
-class ExchangeActor(Exchange):
-    """An Exchange in a process of its own, which Ray can start again.
-
-    Args:
-        prompts: file with the image ids, a JSON list. As an argument they would be freed once the actor is there (what
-            is larger than 100 KB is), and it could not be started again.
-        batch_size, lease_size, seed: see `PromptSchedule`.
-    """
-
-    def __init__(self, prompts: str, *, batch_size: int, lease_size: int, seed: int, **options: Any) -> None:
-        # raised here, an error would be the last of this actor: Ray starts again who dies, and not who cannot start
-        ids = json.loads(tried_again("the Exchange", Path(prompts).read_text))
-        schedule = PromptSchedule(ids, batch_size=batch_size, lease_size=lease_size, seed=seed)
-        super().__init__(schedule, **options)

@@ -120,10 +120,12 @@ class ExchangeLink:
         Raises:
             RaycapError: what it found wrong.
         """
+        import ray
+
         ask = (self.learner.step, self.group.rank, self.group.size, self.stall_timeout_s, self.learner.incarnation)
         try:
             taken: StepPart | str = answer(partial(self.exchange.take.remote, *ask, TAKE_S))
-        except Exception as raised:
+        except (ray.exceptions.RayError, RaycapError) as raised:
             if isinstance(cause := said(raised), RaycapError):
                 raise cause from None
             if away(raised):
@@ -146,17 +148,19 @@ class ExchangeLink:
 
         Returns:
             Whether it has the weights now.
+
+        Raises:
+            RaycapError: on all ranks, what it found wrong, or that it did not come back. Anything else, such as a
+                storage that fails, is raised as it is where rank 0 met it.
         """
+        import ray
 
         def again() -> None:
             print(f"the Exchange was lost; step {self.learner.step} is generated again", flush=True)
             try:
                 self._begin()
-            except RaycapError:
-                raise
-            except Exception as error:
-                cause = said(error)
-                if isinstance(cause, RaycapError):
+            except ray.exceptions.RayError as error:
+                if isinstance(cause := said(error), RaycapError):
                     raise cause from None
                 raise WorkFailed(f"the Exchange did not come back: {error}"[:500], key="exchange",
                                  remedy="run the same command again") from error  # fmt: skip

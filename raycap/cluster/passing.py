@@ -44,7 +44,7 @@ def tried_again(who: str, build: Callable[[], Built]) -> Built:
     for pause in PAUSES_S:
         try:
             return build()
-        except Exception as error:
+        except Exception as error:  # of a component of anybody's; what may not pass is raised as it is
             if not may_pass(error):
                 raise
             print(f"{who} could not start, and tries again in {pause:g} s: {in_a_line(error)}", flush=True)

@@ -61,11 +61,13 @@ def reached(
     Raises:
         an error that is `away`: it did not come back in time, or `given_up`.
     """
+    import ray
+
     deadline = time.monotonic() + away_s
     while True:
         try:
             return answer(call, answer_s)
-        except Exception as error:
+        except ray.exceptions.RayError as error:
             if not away(error) or time.monotonic() > deadline or (given_up is not None and given_up.is_set()):
                 raise
         time.sleep(pause_s)

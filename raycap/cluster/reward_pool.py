@@ -46,7 +46,7 @@ class RewardWorker:
         who = f"rewards.{self.name}"
         try:
             built = tried_again(who, lambda: build_component(self.name, spec.open(), options, source))
-        except Exception as error:
+        except Exception as error:  # of a component of anybody's; what may not pass is raised as it is
             if not may_pass(error):
                 raise
             raise WorkFailed(f"could not be built, several times over, the last time of {in_a_line(error)}", key=who,

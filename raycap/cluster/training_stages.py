@@ -14,7 +14,7 @@ from raycap.cluster.absence import Absence
 from raycap.cluster.allocator import ALLOCATOR
 from raycap.cluster.crew import RolloutCrew
 from raycap.cluster.data_stages import clip_embeddings
-from raycap.cluster.exchange import ExchangeActor
+from raycap.cluster.exchange_actor import ExchangeActor
 from raycap.cluster.fitting import Want, count_that_fits
 from raycap.cluster.following import followed
 from raycap.cluster.learner_loop import PROMPTS, scst_loop

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import pickle
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from raycap.cluster.exchange import Exchange, ExchangeActor
+from raycap.cluster.exchange import Exchange
 from raycap.errors import RewardError, WorkFailed
 from raycap.train.prompts import PromptSchedule
 from raycap.types import ComponentScores, Generation, Lease, Rollouts, StepPart, WeightsId
@@ -637,18 +634,6 @@ def test_no_lease_is_forgotten_that_the_learner_has_not_taken() -> None:
             await hub.take(1, 0, 1, 5)
 
     run(scenario())
-
-
-def test_the_actor_can_be_started_again_however_many_images_there_are(tmp_path: Path) -> None:
-    """Ray frees arguments above 100 KB once an actor is there, and cannot start it again without them."""
-    file = tmp_path / "prompts.json"
-    ids = [f"some_long_photograph_name_{n:08d}.jpg" for n in range(100_000)]
-    file.write_text(json.dumps(ids))
-    given = {"batch_size": 4, "lease_size": 2, "seed": 0, "total_steps": 3, "max_policy_lag": 0,
-             "lease_timeout_s": 60.0, "quarantine_after": 3}  # fmt: skip
-    assert len(pickle.dumps((str(file), given))) < 50_000
-    made = ExchangeActor(str(file), **given)
-    assert made.schedule.leases(2) == PromptSchedule(ids, batch_size=4, lease_size=2, seed=0).leases(2)
 
 
 @pytest.mark.parametrize("version", [-1, 2])

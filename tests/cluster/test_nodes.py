@@ -26,6 +26,7 @@ import json, os, subprocess, sys, threading, time, traceback
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
+from raycap.cluster.preemption import ASK_EVERY_S
 from raycap.cluster.run import run_recipe
 from raycap.recipe.load import validate
 
@@ -42,10 +43,13 @@ def node_of_the_learner():
 
 def told_of(logs):
     # what the learner itself wrote: of a node that goes, Ray may bring the last lines to the driver or not
-    for _ in range(int(deadline_s)):
+    def told():
         lines = [line for log in logs.glob("worker-*.out") for line in log.read_text(errors="replace").splitlines()]
-        if told := [line for line in lines if "will be taken away" in line]:
-            return "\\n".join("TOLD " + line for line in told)
+        return [line for line in lines if "will be taken away" in line]
+    for _ in range(int(deadline_s)):
+        if told():
+            time.sleep(2 * ASK_EVERY_S + 2)  # it has asked again by then, and must not tell again
+            return "\\n".join("TOLD " + line for line in told())
         time.sleep(1)
     return "TOLD nothing"
 

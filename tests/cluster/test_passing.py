@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raycap.cluster import passing
-from raycap.cluster.exchange import ExchangeActor
+from raycap.cluster.exchange_actor import ExchangeActor
 from raycap.cluster.passing import may_pass, storage_fails, tried_again
 from raycap.errors import CheckpointError, RewardError
 
